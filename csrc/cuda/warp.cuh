@@ -1,0 +1,30 @@
+// Sums and scans over the 32 lanes of a warp. All lanes must take part.
+#pragma once
+#include "cuda/launch.cuh"
+
+namespace raymarch {
+
+__device__ __forceinline__ real warp_inclusive_sum(real v) {
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const real up = __shfl_up_sync(~0u, v, d);
+    if (lane() >= d) v += up;
+  }
+  return v;
+}
+
+__device__ __forceinline__ real warp_sum(real v) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
+  return v;
+}
+
+__device__ __forceinline__ real warp_max(real v) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, d));
+  return v;
+}
+
+__device__ __forceinline__ real from_lane(real v, int source) { return __shfl_sync(~0u, v, source); }
+
+}  // namespace raymarch

@@ -1,0 +1,77 @@
+"""How a native kernel becomes a torch op: allocate, launch, return."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from raymarch import _C
+
+try:
+    from raymarch import _C64  # the same sources with double geometry: gradient checks only
+except ImportError:
+    _C64 = None
+
+_library = torch.library.Library("raymarch", "DEF")
+
+
+def launch(kernel: str, *args) -> None:
+    """Run a native kernel on real tensors. Tracing asks only for shapes, so fakes do nothing.
+
+    The first argument is a tensor; where the op has geometry, a geometry tensor: its dtype picks the build.
+    """
+    first = args[0]
+    if isinstance(first, FakeTensor) or first.is_meta:
+        return
+    core = _C64 if first.dtype is torch.float64 else _C
+    getattr(core, kernel)(*args)
+
+
+def op(body: Callable) -> Callable:
+    """Register a body for every backend and, unchanged, for tracing. Its annotations are the schema."""
+    name = body.__name__
+    _library.define(name + torch.library.infer_schema(body, mutates_args=()))
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, body, key)
+    torch.library.register_fake(f"raymarch::{name}", body, lib=_library)
+    return getattr(torch.ops.raymarch, name).default
+
+
+def differentiable(forward: Callable, backward: Callable, save: tuple[int, ...] = ()) -> Callable:
+    """Pair a forward op with its gradient.
+
+    `backward(inputs, saved, grads, needs)` receives the forward's arguments, the outputs whose positions
+    `save` names, one incoming gradient per output (None where nothing flows back) and one bool per argument;
+    it returns one gradient (or None) per argument. Incoming gradients are contiguous.
+    """
+
+    class Pair(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            outputs = forward(*inputs)
+            several = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+            tensors = tuple(x if isinstance(x, Tensor) else None for x in inputs)
+            ctx.save_for_backward(*tensors, *(several[i] for i in save))
+            ctx.settings = tuple(None if isinstance(x, Tensor) else x for x in inputs)
+            ctx.set_materialize_grads(False)
+            return outputs
+
+        @staticmethod
+        def backward(ctx, *grads):
+            if torch.is_grad_enabled():  # create_graph=True: our gradients have no gradients
+                raise RuntimeError(f"{forward} is once differentiable")
+            if all(g is None for g in grads):
+                return tuple(None for _ in ctx.settings)
+            count = len(ctx.settings)
+            kept = ctx.saved_tensors
+            inputs = tuple(s if t is None else t for s, t in zip(ctx.settings, kept[:count], strict=True))
+            grads = tuple(None if g is None else g.contiguous() for g in grads)
+            return backward(inputs, kept[count:], grads, ctx.needs_input_grad)
+
+    def call(*inputs):
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            return Pair.apply(*inputs)
+        return forward(*inputs)
+
+    return call
