@@ -55,6 +55,7 @@ class Rays:
     near: Tensor  # [R]
     far: Tensor  # [R]
     camera: Tensor  # [R] int64
+    converged: Tensor | None = None  # [R] bool, false where the lens could not be undone
 
 
 @dataclass(frozen=True)

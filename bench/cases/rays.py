@@ -66,9 +66,7 @@ def _local(lens: Tensor, uv: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
     def panorama(turn: Tensor) -> Tensor:
         polar = math.pi * (0.5 + v)
-        return torch.stack(
-            [-turn.sin() * polar.sin(), polar.cos(), -turn.cos() * polar.sin()], -1
-        )
+        return torch.stack([-turn.sin() * polar.sin(), polar.cos(), -turn.cos() * polar.sin()], -1)
 
     turn, half = -math.pi * u, EYE_DISTANCE / 2
     circle = half * torch.stack([turn.cos(), zero, -turn.sin()], -1)

@@ -54,8 +54,8 @@ void sum_over_cameras(const Views& v, Maybe<In<real, kRays, 3>> grad_origins,
       const LocalRay local = local_ray(v.lens_of(c), v.xy.data[2 * i], v.xy.data[2 * i + 1], {0, 0});
       const Vec3 g_o = grad_origins ? load3(grad_origins.data, i) : Vec3{};
       const Vec3 g_d = grad_directions ? load3(grad_directions.data, i) : Vec3{};
-      const Mat34 g = world_ray_vjp(load34(v.poses.data, c), v.adjustment_of(c), v.world, local, g_o, g_d,
-                                    to_adjustment);
+      const Mat34 g =
+          world_ray_vjp(load34(v.poses.data, c), v.adjustment_of(c), v.world, local, g_o, g_d, to_adjustment);
       for (int k = 0; k < 12; ++k) sum[12 * c + k] += g.m[k];
     }
   });
@@ -73,7 +73,14 @@ void rays_forward(Cpu, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> camera
                   In<int64_t, kCameras> lens, Maybe<In<real, kCameras, 3, 4>> adjustment, int64_t compose,
                   double eye_distance, Out<real, kRays, 3> origins, Out<real, kRays, 3> directions,
                   Out<real, kRays> area, Out<real, kRays> norm, Out<bool, kRays> converged) {
-  const Views v = {poses, camera,     xy, intrinsics, distortion, lens, adjustment, compose == kComposeWorld,
+  const Views v = {poses,
+                   camera,
+                   xy,
+                   intrinsics,
+                   distortion,
+                   lens,
+                   adjustment,
+                   compose == kComposeWorld,
                    real(eye_distance / 2)};
   check(v, compose);
   parallel_for(camera.size[0], 200, [&](int64_t i) {
@@ -98,7 +105,14 @@ void rays_backward(Cpu, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> camer
                    Maybe<In<real, kRays, 3>> grad_directions, bool same_every_time,
                    Maybe<Out<real, kCameras, 3, 4>> grad_poses,
                    Maybe<Out<real, kCameras, 3, 4>> grad_adjustment) {
-  const Views v = {poses, camera,     xy, intrinsics, distortion, lens, adjustment, compose == kComposeWorld,
+  const Views v = {poses,
+                   camera,
+                   xy,
+                   intrinsics,
+                   distortion,
+                   lens,
+                   adjustment,
+                   compose == kComposeWorld,
                    real(eye_distance / 2)};
   check(v, compose);
   if (grad_poses) sum_over_cameras(v, grad_origins, grad_directions, false, grad_poses);

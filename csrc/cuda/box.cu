@@ -1,6 +1,5 @@
-#include "math/box.h"
-
 #include "cuda/launch.cuh"
+#include "math/box.h"
 #include "ops.h"
 
 namespace raymarch {

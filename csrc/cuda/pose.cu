@@ -1,6 +1,5 @@
-#include "math/pose.h"
-
 #include "cuda/launch.cuh"
+#include "math/pose.h"
 #include "ops.h"
 
 namespace raymarch {

@@ -137,7 +137,14 @@ void rays_forward(Cuda q, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> cam
                   double eye_distance, Out<real, kRays, 3> origins, Out<real, kRays, 3> directions,
                   Out<real, kRays> area, Out<real, kRays> norm, Out<bool, kRays> converged) {
   require(compose >= 0 && compose < kComposes, "compose is 0 (camera) or 1 (world)");
-  const Views v = {poses, camera,     xy, intrinsics, distortion, lens, adjustment, compose == kComposeWorld,
+  const Views v = {poses,
+                   camera,
+                   xy,
+                   intrinsics,
+                   distortion,
+                   lens,
+                   adjustment,
+                   compose == kComposeWorld,
                    real(eye_distance / 2)};
   launch("rays_forward", rays_forward_kernel, blocks(camera.size[0], 128), 128, q, v, origins, directions,
          area, norm, converged);
@@ -151,7 +158,14 @@ void rays_backward(Cuda q, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> ca
                    Maybe<Out<real, kCameras, 3, 4>> grad_poses,
                    Maybe<Out<real, kCameras, 3, 4>> grad_adjustment) {
   require(compose >= 0 && compose < kComposes, "compose is 0 (camera) or 1 (world)");
-  const Views v = {poses, camera,     xy, intrinsics, distortion, lens, adjustment, compose == kComposeWorld,
+  const Views v = {poses,
+                   camera,
+                   xy,
+                   intrinsics,
+                   distortion,
+                   lens,
+                   adjustment,
+                   compose == kComposeWorld,
                    real(eye_distance / 2)};
   const Gradients g = {grad_origins, grad_directions};
   const auto sum_into = [&](const Out<real, kCameras, 3, 4>& grad, bool to_adjustment) {

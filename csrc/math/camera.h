@@ -123,8 +123,8 @@ RM_HD Inverse invert(const Map& map, Vec2 want, Vec2 start) {
 }
 
 RM_HD Inverse undistort(const Lens& lens, Vec2 want, Vec2 start) {
-  const bool plain = lens.k[0] == 0 && lens.k[1] == 0 && lens.k[2] == 0 && lens.k[3] == 0 &&
-                     lens.k[4] == 0 && lens.k[5] == 0;
+  const bool plain = lens.k[0] == 0 && lens.k[1] == 0 && lens.k[2] == 0 && lens.k[3] == 0 && lens.k[4] == 0 &&
+                     lens.k[5] == 0;
   if (plain) return {want, true};
   return invert([&](Vec2 p) { return distort(lens, p); }, want, start);
 }
@@ -234,9 +234,9 @@ RM_HD WorldRay world_ray(const Mat34& pose, const LocalRay& ray) {
 
 // a b^T + c d^T in the rotation's place, t in the translation's.
 RM_HD Mat34 outer_sum(Vec3 a, Vec3 b, Vec3 c, Vec3 d, Vec3 t) {
-  return {{a.x * b.x + c.x * d.x, a.x * b.y + c.x * d.y, a.x * b.z + c.x * d.z, t.x,
-           a.y * b.x + c.y * d.x, a.y * b.y + c.y * d.y, a.y * b.z + c.y * d.z, t.y,
-           a.z * b.x + c.z * d.x, a.z * b.y + c.z * d.y, a.z * b.z + c.z * d.z, t.z}};
+  return {{a.x * b.x + c.x * d.x, a.x * b.y + c.x * d.y, a.x * b.z + c.x * d.z, t.x, a.y * b.x + c.y * d.x,
+           a.y * b.y + c.y * d.y, a.y * b.z + c.y * d.z, t.y, a.z * b.x + c.z * d.x, a.z * b.y + c.z * d.y,
+           a.z * b.z + c.z * d.z, t.z}};
 }
 
 // What one ray says about its camera: the gradient to the adjustment, or else to the pose.
@@ -254,7 +254,8 @@ RM_HD Mat34 world_ray_vjp(const Mat34& pose, const Mat34& adjustment, bool world
   }
   if (world)
     return outer_sum(rotate_transposed(adjustment, g_u), d, rotate_transposed(adjustment, g_o), offset, g_o);
-  return outer_sum(g_u, rotate(adjustment, d), g_o, rotate(adjustment, offset) + translation(adjustment), g_o);
+  return outer_sum(g_u, rotate(adjustment, d), g_o, rotate(adjustment, offset) + translation(adjustment),
+                   g_o);
 }
 
 }  // namespace raymarch

@@ -92,7 +92,7 @@ def rays(
     tangential: str = "opencv",
     eye_distance: float = EYE_DISTANCE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The ray of each pixel: origins [R, 3], unit directions [R, 3], area [R], directions_norm [R], converged [R].
+    """The ray of each pixel: origins [R, 3], unit directions [R, 3], area, directions_norm, converged [R].
 
     camera [R] int64 picks one of C cameras; xy [R, 2] float pixels, x right, y down, first centre (0.5, 0.5).
     camera_to_worlds [C, 3, 4], intrinsics [C, 4] = fx fy cx cy, lens [C] int64 (index into LENSES), and
