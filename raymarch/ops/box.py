@@ -1,5 +1,7 @@
 """Rays against a box, axis-aligned or turned."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,8 @@ def near_far(
         )
     placement = None
     if rotation is not None or translation is not None:
-        turn = torch.eye(3).to(origins) if rotation is None else rotation.to(origins)
+        like: dict[str, Any] = {"dtype": origins.dtype, "device": origins.device}
+        turn = rotation.to(origins) if rotation is not None else torch.eye(3, **like)
         move = origins.new_zeros(3) if translation is None else translation.to(origins)
         if turn.shape != (3, 3) or move.shape != (3,):
             raise ValueError(
