@@ -59,20 +59,6 @@ def demo_scene(truth: SyntheticScene) -> Scene:
     )
 
 
-@dataclass(frozen=True)
-class PoseErrors:
-    """Median over training cameras, after similarity alignment to the truth."""
-
-    rotation_deg: float
-    translation: float
-
-
-def pose_errors(poses: Tensor, truth: Tensor) -> tuple[PoseErrors, tuple[float, Tensor, Tensor]]:
-    """Errors of camera-to-world matrices [C, 3, 4], and the similarity (scale, R, t) that maps them onto the truth."""
-    scale, rotation, translation, _, degrees, distance = align(poses, truth)
-    return PoseErrors(float(degrees.median()), float(distance.median())), (scale, rotation, translation)
-
-
 def into_learnt_frame(cameras: Cameras, similarity_to_truth: tuple[float, Tensor, Tensor]) -> Cameras:
     """True cameras expressed in the frame that training settled in."""
     scale, rotation, translation = similarity_to_truth
@@ -90,6 +76,7 @@ class DemoResult:
     curve: list[Progress]
     trainer: Trainer
     truth: SyntheticScene
+    pose_curves: tuple[list[float], ...]  # per camera: rotation before, after, translation before, after
 
 
 def train_demo(steps: int | None = None, device: str = "auto", run: Path | None = None, on_progress=None) -> DemoResult:
@@ -106,22 +93,23 @@ def train_demo(steps: int | None = None, device: str = "auto", run: Path | None 
             on_progress(progress, trainer.config.steps)
 
     trainer.train(on_progress=note)
-    metrics, frames = measure(trainer.model, scene, truth, trainer.device)
+    metrics, frames, pose_curves = measure(trainer.model, scene, truth, trainer.device)
     metrics |= {"steps": trainer.step, "train_seconds": trainer.seconds}
     metrics["total_seconds"] = time.perf_counter() - began
-    return DemoResult(metrics, frames, curve, trainer, truth)
+    return DemoResult(metrics, frames, curve, trainer, truth, pose_curves)
 
 
 def measure(
     model: Model, scene: Scene, truth: SyntheticScene, device: torch.device
-) -> tuple[dict[str, float], list[dict[str, Tensor]]]:
+) -> tuple[dict[str, float], list[dict[str, Tensor]], tuple[list[float], ...]]:
     """Held-out metrics with held-out cameras aligned to the learnt frame, not refined."""
     given = subset(scene.cameras, scene.train).camera_to_worlds
     with torch.no_grad():
         refined = model.poses.optimized_camera_to_worlds(given.to(device)).cpu()
     true_poses = truth.camera_to_worlds[list(truth.train)]
-    before, _ = pose_errors(given, true_poses)
-    after, to_truth = pose_errors(refined, true_poses)
+    *_, turned_before, moved_before = align(given, true_poses)
+    scale, rotation, translation, _, turned_after, moved_after = align(refined, true_poses)
+    to_truth = float(scale), rotation, translation
     cameras = into_learnt_frame(subset(scene.cameras, scene.test, device), to_truth)
     heads = frozenset({"rgb", "depth", "opacity", "normals", "feature"})
     frames, quality = [], []
@@ -147,16 +135,17 @@ def measure(
         "ssim": sum(q[1] for q in quality) / len(quality),
         "depth_error": float(torch.cat(errors).median() / depth_scale),
         "normal_error_deg": float(torch.cat(angles).median()),
-        "rotation_error_before_deg": before.rotation_deg,
-        "rotation_error_after_deg": after.rotation_deg,
+        "rotation_error_before_deg": float(turned_before.median()),
+        "rotation_error_after_deg": float(turned_after.median()),
         "rotation_injected_deg": truth.noise_rotation_deg,
-        "translation_error_before": before.translation,
-        "translation_error_after": after.translation,
+        "translation_error_before": float(moved_before.median()),
+        "translation_error_after": float(moved_after.median()),
     }
     for name in QUERIES:
         both, either = torch.stack(hits[name]).sum(0).tolist()
         metrics[f"iou {name}"] = both / max(either, 1)
-    return metrics, frames
+    pose_curves = turned_before, turned_after, moved_before, moved_after
+    return metrics, frames, tuple(c.tolist() for c in pose_curves)
 
 
 def query(feature: Tensor, truth: SyntheticScene, name: str) -> Tensor:
@@ -164,3 +153,31 @@ def query(feature: Tensor, truth: SyntheticScene, name: str) -> Tensor:
     at = truth.names.index(name)
     others = torch.cat([truth.feature_vectors[:at], truth.feature_vectors[at + 1 :]])
     return similarity(feature, truth.feature_vectors[at : at + 1], others)
+
+
+def run(out: Path, steps: int | None, device: str) -> Path:
+    """Train, measure and write the page into `out`; returns the page's path."""
+    from rich.console import Console
+    from rich import progress as rich_progress
+
+    from raymarch.apps.demo_page import write_demo_page
+    from raymarch.train.checkpoint import saved
+
+    for old in saved(out / "run"):  # the demo's own earlier run
+        old.unlink()
+    (out / "run" / "log.jsonl").unlink(missing_ok=True)
+    columns = (
+        rich_progress.TextColumn("training"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[psnr]}"),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, psnr="")
+
+        def show(progress: Progress, total: int) -> None:
+            bar.update(task, total=total, completed=progress.step, psnr=f"{progress.psnr:5.2f} dB on its rays")
+
+        result = train_demo(steps, device, out / "run", show)
+    return write_demo_page(result, out)
