@@ -48,8 +48,9 @@ def save_normals(path: str | Path, vectors) -> None:
 
 def save_npz(path: str | Path, frame: dict) -> None:
     """Arrays by name, as they are, compressed."""
+    arrays = {name: array(values) for name, values in frame.items()}
     with open(path, "wb") as file:
-        np.savez_compressed(file, **{name: array(values) for name, values in frame.items()})
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def save_exr(path: str | Path, image, channels: tuple[str, ...] | None = None) -> None:

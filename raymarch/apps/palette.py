@@ -76,13 +76,11 @@ def _place(distances, near, far, scale):
     """1 at near, 0 at far."""
     if scale not in SCALES:
         raise ValueError(f"depth: scale is one of {', '.join(SCALES)}, got {scale!r}")
-    warp = {
-        "inverse": lambda t: -1 / np.maximum(t, 1e-9),
-        "linear": np.asarray,
-        "log": lambda t: np.log(t + 1e-9),
-    }
-    a, b, t = (warp[scale](x) for x in (near, far, distances))
-    return ((b - t) / max(b - a, 1e-12)).clip(0, 1)
+    if scale == "inverse":
+        near, far, distances = (-1 / np.maximum(t, 1e-9) for t in (near, far, distances))
+    elif scale == "log":
+        near, far, distances = (np.log(np.maximum(t, 1e-9)) for t in (near, far, distances))
+    return ((far - distances) / max(far - near, 1e-12)).clip(0, 1)
 
 
 def depth_at(place: float, near: float, far: float, scale: str = "inverse") -> float:

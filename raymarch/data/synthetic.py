@@ -155,8 +155,8 @@ def _render(pose, intrinsics, width, height):
     origins, directions = _camera_rays(pose, intrinsics, width, height)
     t, normals, ids = trace(origins, directions)
     centres = width * height  # the rays through the centres come first, colour from the others
-    rays = (x[centres:] for x in (origins, directions, t, normals, ids))
-    colours = shade(*rays, 1 / intrinsics[0]).reshape(-1, height, width, 3).mean(axis=0)
+    seen = (x[centres:] for x in (origins, directions, t, normals, ids))
+    colours = shade(1 / intrinsics[0], *seen).reshape(-1, height, width, 3).mean(axis=0)
     image = np.rint(colours * 255).astype(np.uint8)
     z = t * (directions @ -pose[:, 2])
     maps = (x[:centres].reshape(height, width, *x.shape[1:]) for x in (t, z, normals, ids))
@@ -192,7 +192,7 @@ def trace(origins: np.ndarray, directions: np.ndarray):
     return t, normals, ids
 
 
-def shade(origins, directions, t, normals, ids, pixel: float) -> np.ndarray:
+def shade(pixel: float, origins, directions, t, normals, ids) -> np.ndarray:
     """Colours [P, 3] in 0..1 of traced hits; `pixel` is the width of a pixel at distance one."""
     points = origins + t[:, None] * directions
     blur = t * np.float32(pixel) / np.maximum(np.abs(solids.dot(directions, normals)), 0.05)

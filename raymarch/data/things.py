@@ -46,7 +46,7 @@ def _thing(name, place, ball, turn_deg, hit, paint):
     """A solid whose centre is `place` above the ground's origin, turned about z."""
     c, s = np.cos(np.radians(turn_deg)), np.sin(np.radians(turn_deg))
     turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32)
-    return Thing(name, np.array(place, np.float32) + np.float32([0, 0, GROUND]), turn, ball, hit, paint)
+    return Thing(name, np.array([place[0], place[1], place[2] + GROUND], np.float32), turn, ball, hit, paint)
 
 
 def _ellipsoid(*radii):
@@ -71,7 +71,7 @@ MUG, WALL = 0.095, 0.012  # radius of the mug and thickness of its wall
 def _mug_hit(origins, directions):
     body = solids.cup(origins, directions, MUG, WALL, -0.10, 0.10)
     upright = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float32)  # stands the ring up, in the x-z plane
-    start = (origins - np.float32([MUG, 0, 0])) @ upright
+    start = (origins - np.array([MUG, 0, 0], np.float32)) @ upright
     t, normals = solids.ring(start, directions @ upright, 0.06, 0.014)
     at = origins + np.where(np.isfinite(t), t, 0)[:, None] * directions
     outside = np.hypot(at[:, 0], at[:, 1]) > MUG - 0.5 * WALL
