@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import CASES, several
+from bench.recorded import recorded
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -97,6 +98,93 @@ def test_has_no_second_derivative_and_says_so(case, device):
     out = sum(o.sum() for o in floats(case.op(*args)))
     with pytest.raises(RuntimeError, match="once differentiable"):
         torch.autograd.grad(out, args[case.differentiable[0]], create_graph=True)
+
+
+def run(case, args):
+    """Outputs, and the gradients of their random but repeatable combination."""
+    outputs = several(case.op(*args))
+    if not case.differentiable:
+        return [o.detach() for o in outputs], []
+    kept = [o for o in outputs if o.is_floating_point() and o.requires_grad]
+    seeds = [torch.linspace(-1, 1, o.numel(), device=o.device).view(o.shape).to(o.dtype) for o in kept]
+    gradients = torch.autograd.grad(kept, [args[i] for i in case.differentiable], seeds, allow_unused=True)
+    return [o.detach() for o in outputs], list(gradients)
+
+
+def same(got, want):
+    return len(got) == len(want) and all(
+        (g is None and w is None) or torch.equal(torch.nan_to_num(g), torch.nan_to_num(w))
+        for g, w in zip(got, want, strict=True)
+    )
+
+
+def test_registered_ops_keep_torchs_rules(case):
+    calls = recorded(lambda: run(case, with_grad(case, case.inputs(3))))
+    assert calls
+    for op, args, _ in calls:
+        torch.library.opcheck(op, args)
+
+
+def test_two_runs_agree_to_the_last_bit(case, device):
+    args = with_grad(case, moved(case.inputs(300), device))
+    first, second = run(case, args), run(case, args)
+    assert same(first[0], second[0])
+    if device.type == "cpu":
+        assert same(first[1], second[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_equals_cpu(case):
+    inputs = case.inputs(257)
+    got, want = run(case, with_grad(case, moved(inputs, "cuda"))), run(case, with_grad(case, inputs))
+    for side in (0, 1):
+        assert len(got[side]) == len(want[side])
+        for g, w in zip(got[side], want[side], strict=True):
+            assert (g is None) == (w is None)
+            assert g is None or error(g, w) <= 2 * tolerances(case, torch.device("cuda"))[side]
+
+
+def test_no_rays_have_a_gradient(case, device):
+    args = with_grad(case, moved(case.inputs(0), device))
+    _, gradients = run(case, args)
+    for gradient in gradients:
+        assert gradient is None or gradient.isfinite().all()
+
+
+def test_broken_numbers_break_nothing_else(case, device):
+    """NaN, infinite and enormous inputs may give any number, but neither a crash nor an error."""
+    for worst in (float("nan"), float("inf"), float("-inf"), 3e38, -3e38):
+        args = with_grad(case, moved(case.inputs(9), device))
+        with torch.no_grad():
+            for a in args:
+                if isinstance(a, Tensor) and a.is_floating_point() and a.numel():
+                    a.view(-1)[:: max(1, a.numel() // 5)] = worst
+        run(case, args)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def strided(x):
+    """The same numbers with a gap after each."""
+    return torch.stack([x, x], -1)[..., 0] if x.dim() and x.numel() > 1 else x
+
+
+def test_views_with_gaps_are_taken_or_refused_by_name(case, device):
+    inputs = moved(case.inputs(5), device)
+    want = run(case, with_grad(case, inputs))
+    for i, a in enumerate(inputs):
+        if not isinstance(a, Tensor):
+            continue
+        args = with_grad(case, inputs)
+        args[i] = strided(a).requires_grad_(i in case.differentiable)
+        try:
+            got = run(case, args)
+        except ValueError as refusal:
+            assert "contiguous" in str(refusal)
+            continue
+        for side in (0, 1):
+            for g, w in zip(got[side], want[side], strict=True):
+                assert g is None or error(g, w) <= 1e-6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
