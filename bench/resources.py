@@ -2,6 +2,7 @@
 
 python -m bench.resources            compile csrc/cuda/*.cu and write bench/resources.txt
 python -m bench.resources --check    exit 1 where resources.txt is not current (same nvcc only)
+python -m bench.resources --archs 80,86,89,90    only see whether everything compiles for these
 """
 
 from __future__ import annotations
@@ -87,8 +88,7 @@ def read_ptxas(file: str, log: str) -> list[Kernel]:
     return [Kernel(file, name, *row[1:]) for name, row in zip(names, rows, strict=True)]
 
 
-def compile_one(source: Path) -> list[Kernel]:
-    arch = ARCH + "a" * (source.parent.name == "sm90")  # Hopper-only bodies
+def compile_one(source: Path, arch: str = ARCH) -> list[Kernel]:
     command = [nvcc() or "nvcc", *FLAGS, f"-arch={arch}", "-o", os.devnull, str(source.relative_to(ROOT))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -96,10 +96,15 @@ def compile_one(source: Path) -> list[Kernel]:
     return read_ptxas(source.stem, done.stdout + done.stderr)
 
 
-def table(version: str) -> str:
+def compile_all(archs: list[str]) -> list[Kernel]:
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     with ThreadPoolExecutor(JOBS) as pool:
-        found = pool.map(compile_one, sorted((ROOT / "csrc" / "cuda").glob("**/*.cu")))
-        kernels = sorted(k for part in found for k in part)
+        found = pool.map(compile_one, *zip(*((s, a) for a in archs for s in sources), strict=True))
+        return sorted(k for part in found for k in part)
+
+
+def table(version: str) -> str:
+    kernels = compile_all([ARCH])
     width = max([len("kernel"), *(len(k.name) for k in kernels)])
     lines = [
         f"nvcc {version}, {ARCH}; written by python -m bench.resources",
@@ -114,6 +119,11 @@ def main() -> int:
     if version is None:
         print("bench.resources: nvcc was not found, nothing compared", file=sys.stderr)
         return 0 if "--check" in sys.argv[1:] else 1
+    if "--archs" in sys.argv[1:]:
+        archs = sys.argv[sys.argv.index("--archs") + 1].split(",")
+        spilling = [k for k in compile_all([f"sm_{a}" for a in archs]) if k.spills]
+        print(f"compiled for {', '.join(archs)}; kernels that spill registers: {len(spilling)}")
+        return 0
     if "--check" not in sys.argv[1:]:
         TABLE.write_text(table(version))
         return 0
