@@ -6,7 +6,7 @@ Letters: C cameras, R rays, S samples per ray, D feature width. Positions and di
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -101,4 +101,4 @@ class Rendering:
     samples: Samples | None = None
     field: Field | None = None
     rays: Rays | None = None
-    proposals: tuple[Proposal, ...] = field(default=())
+    proposals: tuple[Proposal, ...] = ()
