@@ -67,7 +67,7 @@ class Frame:
     hint: str | None = None  # train, val or test
     mask: Path | None = None
     depth: Path | None = None
-    normals: Path | None = None
+    normals: Path | None = None  # the positive part of world normals as colours
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def assemble(listing: Listing, options: Options) -> Scene:
         masks=[x.mask for x in loaded],
         depths=[x.depth for x in loaded],
         normals=[x.normals for x in loaded],
+        normals_positive_only=any(x.normals is not None for x in loaded),
         orientation=options.orientation or listing.orientation,
         center=options.center or listing.center,
         scale=listing.scale if options.scale is None else options.scale,

@@ -42,7 +42,7 @@ def normalise(
 
 
 def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The smallest rotation [3, 3] from the direction of a to that of b; a half turn where they are opposite."""
+    """The smallest rotation [3, 3] from the direction of a to that of b; a half turn where opposite."""
     a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     cosine = float(a @ b)
     if cosine < -1 + 1e-8:  # any axis across a will do

@@ -1,4 +1,4 @@
-"""Scene: posed photos with all that is known of them, and the two doors to it, `load` and `Scene.from_arrays`.
+"""Scene: posed photos with all that is known, and the two doors to it, `load` and `Scene.from_arrays`.
 
 The scene frame is the training frame; `world_from_scene` leads back to the user's units, step by named step.
 """
@@ -94,7 +94,7 @@ class Scene:
         depths: distance along the ray in the units of the poses, 0 where unknown. normals: in the axes of the
             poses, NaN where unknown.
         orientation (up, vertical, pca, none), center (poses, focus, none), scale (auto, none or a factor):
-            how the scene frame is made from yours. The defaults are nerfstudio's; three times none keeps yours.
+            how the scene frame is made from yours. Defaults are nerfstudio's; three times none keeps yours.
         split: every8 (the default), a fraction, none, or a pair (train, test) of index lists; see split.py.
         """
         clean = arrays.image_list(images, names)

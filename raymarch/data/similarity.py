@@ -108,7 +108,7 @@ def rotation_fault(matrix: np.ndarray) -> str | None:
 
 def _float64(value, shape: tuple[int, ...], name: str) -> Tensor:
     try:
-        array = np.array(value, dtype=np.float64)
+        array = np.array(value.tolist() if isinstance(value, Tensor) else value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         raise SceneError(f"the {name} of a similarity must be numbers of shape {list(shape)}") from None
     if array.shape != shape or not np.isfinite(array).all():
