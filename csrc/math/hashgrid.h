@@ -131,16 +131,20 @@ struct Slots {
 RM_HD uint32_t wrapped(uint32_t index, uint32_t entries) {
   return index < entries ? index : index - entries;
 }
+RM_HD Slots dense_slots(const Level& level, uint32_t x, uint32_t y, uint32_t z) {
+  const uint32_t a = x + y * level.step_y + z * level.step_z, n = level.entries;
+  const uint32_t b = a + level.step_y, c = a + level.step_z, d = b + level.step_z;
+  return {{wrapped(a, n), wrapped(a + 1, n), wrapped(b, n), wrapped(b + 1, n), wrapped(c, n), wrapped(c + 1, n),
+           wrapped(d, n), wrapped(d + 1, n)}};
+}
+RM_HD Slots hashed_slots(const Level& level, uint32_t x, uint32_t y, uint32_t z) {
+  const uint32_t mask = level.entries - 1, x0 = x & mask, x1 = (x + 1) & mask;
+  const uint32_t y0 = y * level.step_y, y1 = y0 + level.step_y, z0 = z * level.step_z, z1 = z0 + level.step_z;
+  const uint32_t a = (y0 ^ z0) & mask, b = (y1 ^ z0) & mask, c = (y0 ^ z1) & mask, d = (y1 ^ z1) & mask;
+  return {{x0 ^ a, x1 ^ a, x0 ^ b, x1 ^ b, x0 ^ c, x1 ^ c, x0 ^ d, x1 ^ d}};
+}
 RM_HD Slots slots(const Level& level, uint32_t x, uint32_t y, uint32_t z) {
-  const uint32_t x1 = x + 1, y0 = y * level.step_y, y1 = y0 + level.step_y;
-  const uint32_t z0 = z * level.step_z, z1 = z0 + level.step_z, n = level.entries;
-  if (level.dense)
-    return {{wrapped(x + y0 + z0, n), wrapped(x1 + y0 + z0, n), wrapped(x + y1 + z0, n),
-             wrapped(x1 + y1 + z0, n), wrapped(x + y0 + z1, n), wrapped(x1 + y0 + z1, n),
-             wrapped(x + y1 + z1, n), wrapped(x1 + y1 + z1, n)}};
-  const uint32_t mask = n - 1;
-  return {{(x ^ y0 ^ z0) & mask, (x1 ^ y0 ^ z0) & mask, (x ^ y1 ^ z0) & mask, (x1 ^ y1 ^ z0) & mask,
-           (x ^ y0 ^ z1) & mask, (x1 ^ y0 ^ z1) & mask, (x ^ y1 ^ z1) & mask, (x1 ^ y1 ^ z1) & mask}};
+  return level.dense ? dense_slots(level, x, y, z) : hashed_slots(level, x, y, z);
 }
 
 struct Corners {
