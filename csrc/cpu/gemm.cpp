@@ -20,11 +20,16 @@ __attribute__((always_inline)) inline void block(const Product& p, int row, int 
   const real* b = p.b + column;
   for (int k = 0; k < p.inner; ++k, a += p.a_inner, b += p.b_row) {
     Lanes right[kVectors];
-    std::memcpy(right, b, sizeof right);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) std::memcpy(&right[v], b + v * kLanes, sizeof right[v]);
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[r][v] += a[r * p.a_row] * right[v];
   }
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       const int64_t at = (row + r) * p.c_row + column + v * kLanes;
       Lanes out = sum[r][v], held;
