@@ -37,10 +37,10 @@ __attribute__((always_inline)) inline void block(const Product& p, int row, int 
         std::memcpy(&held, p.c + at, sizeof held);
         out += held;
       }
-      if (p.relu) out = out > 0 ? out : Lanes{};
+      if (p.relu) out = out < 0 ? Lanes{} : out;
       if (p.mask) {
         std::memcpy(&held, p.mask + at, sizeof held);
-        out = held > 0 ? out : Lanes{};
+        out = held <= 0 ? Lanes{} : out;
       }
       std::memcpy(p.c + at, &out, sizeof out);
     }

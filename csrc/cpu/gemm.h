@@ -5,7 +5,7 @@
 namespace raymarch {
 
 // c [rows, columns] = a [rows, inner] b [inner, columns], plus what c held if `add`; then relu, or zero where
-// `mask` (laid out as c) is not positive. b and c are row-major, a has any strides.
+// `mask` (laid out as c) is not above zero. b and c are row-major, a has any strides.
 // rows must be a multiple of 16, and so must columns.
 struct Product {
   int rows, columns, inner;

@@ -9,8 +9,9 @@ namespace raymarch {
 // The order is the one of ops/mlp.py.
 enum Activation : int64_t { kLinear = 0, kSigmoid = 1, kRelu = 2 };
 
-RM_HD real relu(real z) { return z > real(0) ? z : real(0); }
-RM_HD real relu_vjp(real y, real g) { return y > real(0) ? g : real(0); }
+// Written so that NaN passes: trouble upstream must not vanish here.
+RM_HD real relu(real z) { return z < real(0) ? real(0) : z; }
+RM_HD real relu_vjp(real y, real g) { return y <= real(0) ? real(0) : g; }
 
 RM_HD real sigmoid(real z) { return real(1) / (real(1) + std::exp(-z)); }
 RM_HD real sigmoid_vjp(real y, real g) { return g * y * (real(1) - y); }
