@@ -14,6 +14,16 @@ enum FourierLayout : int64_t { kTcnnFourier, kNerfstudioFourier, kFourierLayouts
 constexpr int kHarmonics = 16;
 constexpr int64_t kMaxFrequencies = 24;
 
+// What is wrong with the settings, in the user's words, or null.
+inline const char* harmonics_problem(int64_t signs) {
+  return signs < 0 || signs >= kHarmonicSigns ? "signs is not a known convention" : nullptr;
+}
+inline const char* fourier_problem(int64_t frequencies, int64_t layout, int64_t outputs) {
+  if (frequencies < 1 || frequencies > kMaxFrequencies) return "frequencies must lie in 1..24";
+  if (layout < 0 || layout >= kFourierLayouts) return "layout is not a known mode";
+  return outputs != 6 * frequencies ? "the encoding must have 6 * frequencies columns" : nullptr;
+}
+
 struct Harmonics {
   real of[kHarmonics];
 };
@@ -75,7 +85,6 @@ RM_HD Turn turn(real t) {
   const real quarters = std::floor(real(2) * t + real(0.5)), r = t - real(0.5) * quarters;
   const real a = real(3.14159265358979323846) * r, s = a * a;
   real sine = real(1), cosine = real(1);
-#pragma GCC unroll 9
   for (int k = RM_DOUBLE ? 9 : 5; k >= 1; --k) {
     sine = real(1) - s * sine * (real(1) / real(2 * k * (2 * k + 1)));
     cosine = real(1) - s * cosine * (real(1) / real(2 * k * (2 * k - 1)));
@@ -87,8 +96,17 @@ RM_HD Turn turn(real t) {
   return {sign * ((real(1) - odd) * sine + odd * cosine), sign * ((real(1) - odd) * cosine - odd * sine)};
 }
 
-RM_HD real fourier_frequency(int64_t k, int64_t layout) {
-  return real(int64_t{1} << (layout == kNerfstudioFourier ? k + 1 : k));
+// Where the sine and the cosine of coordinate d at octave k go.
+struct Columns {
+  int sine, cosine;
+};
+RM_HD Columns fourier_columns(int d, int k, int frequencies, int64_t layout) {
+  const int wave = d * frequencies + k;
+  if (layout == kTcnnFourier) return {2 * wave, 2 * wave + 1};
+  return {wave, 3 * frequencies + wave};
+}
+RM_HD real fourier_frequency(int k, int64_t layout) {
+  return real(1 << (layout == kNerfstudioFourier ? k + 1 : k));
 }
 // d/dx of sin(pi frequency x) and of its cosine, against their upstream gradients.
 RM_HD real turn_vjp(Turn at, real frequency, Turn g) {

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from raymarch.ops._op import differentiable, launch, op
+from raymarch.ops._vector import vectorisable
 
 SIGNS = ("nerfstudio", "tcnn", "nerfstudio_torch")
 LAYOUTS = ("tcnn", "nerfstudio")
@@ -19,7 +20,7 @@ def harmonics_forward(d: Tensor, signs: int) -> Tensor:
 @op
 def harmonics_backward(d: Tensor, signs: int, grad_y: Tensor) -> Tensor:
     grad_d = torch.empty_like(d)
-    launch("harmonics_backward", d, signs, grad_y, grad_d)
+    launch("harmonics_backward", d, signs, vectorisable(grad_y), grad_d)
     return grad_d
 
 
