@@ -45,7 +45,7 @@ def _directions(n: int) -> Tensor:
 
 
 CASES = {
-    # Off the sphere the polynomials are only one extension of many; the oracle's agrees up to degree 1 in z^2.
+    # The oracle continues the harmonics off the sphere by the same polynomials in x, y and z as the op.
     "harmonics": Case(
         harmonics, _harmonics, lambda n: (_directions(n),), bytes_per_ray=76, differentiable=(0,)
     ),
@@ -53,9 +53,18 @@ CASES = {
         harmonics, _harmonics, lambda n: (_directions(n), "tcnn"), bytes_per_ray=76, differentiable=(0,)
     ),
     "fourier": Case(
-        fourier, _fourier, lambda n: (torch.rand(n, 3), 6), bytes_per_ray=156, differentiable=(0,), tolerance=1e-6
+        fourier,
+        _fourier,
+        lambda n: (torch.rand(n, 3), 6),
+        bytes_per_ray=156,
+        differentiable=(0,),
+        tolerance=1e-6,
     ),
     "fourier_nerfstudio": Case(
-        fourier, _fourier, lambda n: (3 * torch.randn(n, 3), 2, "nerfstudio"), bytes_per_ray=60, differentiable=(0,)
+        fourier,
+        _fourier,
+        lambda n: (3 * torch.randn(n, 3), 2, "nerfstudio"),
+        bytes_per_ray=60,
+        differentiable=(0,),
     ),
 }

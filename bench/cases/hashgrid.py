@@ -8,7 +8,8 @@ from torch import Tensor
 from bench.cases._case import Case
 from raymarch.ops.hashgrid import hashgrid, table_layout
 
-SMALL = (3, 4, 14, 7)  # dense at 4, hashed at 8 (7.5 rounded up) and 14: few enough entries to nudge one by one
+# Dense at 4, hashed at 8 (7.5 rounded up) and 14: few enough entries to nudge one by one.
+SMALL = (3, 4, 14, 7)
 NERFACTO = (16, 16, 2048, 19)
 FEATURE = (12, 16, 128, 19)
 
@@ -35,8 +36,9 @@ def _hashgrid(x, table, levels, base, top, log2_size, interpolation="linear", st
         cell = p.detach().floor()
         f = p - cell
         u = f * f * (3 - 2 * f) if interpolation == "smoothstep" else f
-        entries = _corners(cell.long(), level, tcnn and level.resolution**3 <= level.entries, level.resolution)
-        total: Tensor | int = 0
+        dense = tcnn and level.resolution**3 <= level.entries
+        entries = _corners(cell.long(), level, dense, level.resolution)
+        total = x.new_zeros(len(x), values.shape[1])
         for c, entry in enumerate(entries):
             weight = torch.stack([u[:, d] if c >> d & 1 else 1 - u[:, d] for d in range(3)], -1).prod(-1)
             total = total + weight[:, None] * values[entry]
@@ -45,12 +47,13 @@ def _hashgrid(x, table, levels, base, top, log2_size, interpolation="linear", st
 
 
 def _inputs(n: int, features: int, large: tuple, words: tuple, dtype: torch.dtype | None = None):
-    """Small for the tests, a grid that people train for the benchmark. n points, consecutive ones on a ray."""
+    """Small for the tests, a grid that people train for the benchmark. Consecutive points lie on a ray."""
     settings, layout = large if n > 1000 else SMALL, words[1]
     last = table_layout(*settings, layout)[-1]
     table = torch.rand(last.offset + last.entries, features) - 0.5
     rays = n // 48 + 1
-    along = torch.linspace(0, 0.4, 48)[:, None] * torch.nn.functional.normalize(torch.randn(rays, 1, 3), dim=-1)
+    directions = torch.nn.functional.normalize(torch.randn(rays, 1, 3), dim=-1)
+    along = directions * torch.linspace(0, 0.4, 48)[:, None]
     x = (0.3 + 0.4 * torch.rand(rays, 1, 3) + along).reshape(-1, 3)[:n].clamp(0, 1).contiguous()
     stored = None if dtype is None else table.to(dtype)
     return x, table, *settings, words[0], stored, words[1]

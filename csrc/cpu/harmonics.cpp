@@ -9,7 +9,9 @@ namespace {
 
 constexpr int kBlock = 64;  // points per vectorised loop
 
-int in_block(int64_t points, int64_t block) { return int(std::min<int64_t>(kBlock, points - block * kBlock)); }
+int in_block(int64_t points, int64_t block) {
+  return int(std::min<int64_t>(kBlock, points - block * kBlock));
+}
 
 RM_CLONES void harmonics_block(const real* d, int count, int64_t signs, real* y) {
   for (int i = 0; i < count; ++i) {
@@ -18,7 +20,8 @@ RM_CLONES void harmonics_block(const real* d, int count, int64_t signs, real* y)
   }
 }
 
-RM_CLONES void harmonics_block_vjp(const real* d, int count, int64_t signs, const real* grad_y, real* grad_d) {
+RM_CLONES void harmonics_block_vjp(const real* d, int count, int64_t signs, const real* grad_y,
+                                   real* grad_d) {
   for (int i = 0; i < count; ++i) {
     Harmonics g;
     for (int k = 0; k < kHarmonics; ++k) g.of[k] = grad_y[i * kHarmonics + k];
@@ -34,7 +37,8 @@ RM_CLONES void turns(const real* x, real frequency, real* sine, real* cosine) {
   }
 }
 
-RM_CLONES void add_turn_vjps(const real* x, real frequency, const real* sine, const real* cosine, real* grad_x) {
+RM_CLONES void add_turn_vjps(const real* x, real frequency, const real* sine, const real* cosine,
+                             real* grad_x) {
   for (int i = 0; i < kBlock; ++i)
     grad_x[i] += turn_vjp(turn(frequency * x[i]), frequency, {sine[i], cosine[i]});
 }

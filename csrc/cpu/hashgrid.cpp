@@ -1,6 +1,6 @@
 // Hash grid on the CPU. Points go in blocks: vectorised loops find the corners of a whole block at one level,
-// then each point fetches its entries. The gradient to the table is split by levels, so no two threads write the
-// same entry and its sums have one order.
+// then each point fetches its entries. The gradient to the table is split by levels, so no two threads write
+// the same entry and its sums have one order.
 #include "math/hashgrid.h"
 
 #include "cpu/clones.h"
@@ -170,14 +170,16 @@ RM_CLONES void forward_chunk(const Grid& grid, In<real, kPoints, 3> x, Payload<k
         for (int64_t first = begin; first < end; first += kBlock) {
           load_points(x, first, end, block);
           find_corners(grid.level[l], grid.smooth, block);
-          gather<F>(table.data + grid.level[l].offset * F, block, y.data + first * y.size[1] + l * F, y.size[1]);
+          gather<F>(table.data + grid.level[l].offset * F, block, y.data + first * y.size[1] + l * F,
+                    y.size[1]);
         }
     });
   });
 }
 
 RM_CLONES void backward_levels(const Grid& grid, int from, int to, In<real, kPoints, 3> x,
-                               In<real, kPoints, kOutputs> grad_y, Out<real, kEntries, kChannels> grad_table) {
+                               In<real, kPoints, kOutputs> grad_y,
+                               Out<real, kEntries, kChannels> grad_table) {
   const int64_t points = x.size[0], width = grad_y.size[1];
   with_features(grad_table.size[1], [&](auto features) {
     constexpr int F = decltype(features)::value;

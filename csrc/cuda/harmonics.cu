@@ -1,6 +1,5 @@
-#include "math/harmonics.h"
-
 #include "cuda/vector.cuh"
+#include "math/harmonics.h"
 #include "ops.h"
 
 namespace raymarch {
@@ -76,7 +75,8 @@ void harmonics_forward(Cuda q, In<real, kPoints, 3> d, int64_t signs, Out<real, 
   const char* problem = harmonics_problem(signs);
   require(!problem, problem);
   require(aligned(y.data, 16), "y must start at a multiple of 16 bytes");
-  launch("harmonics_forward", harmonics_forward_kernel, blocks(d.size[0], kThreads), kThreads, q, d, signs, y);
+  launch("harmonics_forward", harmonics_forward_kernel, blocks(d.size[0], kThreads), kThreads, q, d, signs,
+         y);
 }
 
 void harmonics_backward(Cuda q, In<real, kPoints, 3> d, int64_t signs, In<real, kPoints, 16> grad_y,

@@ -1,9 +1,8 @@
-// Hash grid on CUDA. Forward and input gradient: a block takes 32 points, a warp one level at a time, a lane one
-// point, so that lanes are neighbours on a ray and share cells. Table gradient: a thread walks a run of points of
-// one level and adds to memory only when it leaves a cell.
-#include "math/hashgrid.h"
-
+// Hash grid on CUDA. Forward and input gradient: a block takes 32 points, a warp one level at a time, a lane
+// one point, so that lanes are neighbours on a ray and share cells. Table gradient: a thread walks a run of
+// points of one level and adds to memory only when it leaves a cell.
 #include "cuda/vector.cuh"
+#include "math/hashgrid.h"
 #include "ops.h"
 
 namespace raymarch {
@@ -43,7 +42,8 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   }
   __syncthreads();
 
-  // Thread i of the block takes numbers i, i + blockDim, ... of the run; their row and column advance by sums.
+  // Thread i of the block takes numbers i, i + blockDim, ... of the run; their row and column advance by
+  // sums.
   const int step_row = blockDim.x / width, step_column = blockDim.x % width;
   int row = threadIdx.x / width, column = threadIdx.x % width;
   for (int i = threadIdx.x; i < count * width; i += blockDim.x) {
@@ -62,7 +62,8 @@ struct FastSum {
   }
 };
 
-// ... or integers, whose sums have no order. The scale leaves room for every point to add the largest gradient.
+// ... or integers, whose sums have no order. The scale leaves room for every point to add the largest
+// gradient.
 struct ExactSum {
   int64_t* to;
   double scale;
@@ -79,7 +80,8 @@ constexpr int kRun = 16;  // points per thread; from performance.md's 8, 16, 48 
 constexpr int kWalkThreads = 128;
 
 template <int F, class Sum>
-__device__ __forceinline__ void flush(const Level& level, const Cell& cell, real (&sum)[8][F], const Sum& to) {
+__device__ __forceinline__ void flush(const Level& level, const Cell& cell, real (&sum)[8][F],
+                                      const Sum& to) {
   const Slots slot = slots(level, cell.x.cell, cell.y.cell, cell.z.cell);
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
@@ -89,8 +91,8 @@ __device__ __forceinline__ void flush(const Level& level, const Cell& cell, real
   }
 }
 
-// One thread per run of consecutive points and one level. Neighbouring threads are neighbouring levels: they read
-// a row of grad_y together and add to different addresses.
+// One thread per run of consecutive points and one level. Neighbouring threads are neighbouring levels: they
+// read a row of grad_y together and add to different addresses.
 template <int F, class Sum>
 __device__ __forceinline__ void walk(In<real, kPoints, 3> x, In<real, kPoints, kOutputs> grad_y,
                                      const Grid& grid, const Sum& to) {
@@ -165,11 +167,12 @@ __global__ void __launch_bounds__(256)
   if (i >= grad_table.size[0] * grad_table.size[1]) return;
   const real most = __uint_as_float(unsigned(*largest));
   // Infinity and NaN have no place among integers: they spoil the whole gradient, loudly.
-  grad_table.data[i] = most < real(INFINITY) ? real(double(sums[i]) / exact_scale(*largest, points)) : real(NAN);
+  grad_table.data[i] =
+      most < real(INFINITY) ? real(double(sums[i]) / exact_scale(*largest, points)) : real(NAN);
 }
 
-// The same schedule as the forward pass, with the rows of grad_y staged; then the warps' shares of each point are
-// summed in order.
+// The same schedule as the forward pass, with the rows of grad_y staged; then the warps' shares of each point
+// are summed in order.
 template <class T, int F>
 __global__ void __launch_bounds__(32 * kMostWarps)
     hashgrid_input_gradient_kernel(In<real, kPoints, 3> x, In<T, kEntries, kChannels> table,
@@ -275,8 +278,8 @@ void hashgrid_backward(Cuda q, In<real, kPoints, 3> x, int64_t levels, int64_t b
   with_features(grad_table.size[1], [&](auto features) {
     constexpr int F = decltype(features)::value;
     if (!exact)
-      return launch("hashgrid_backward", hashgrid_backward_kernel<F>, threads, kWalkThreads, q, x, grad_y, grid,
-                    grad_table);
+      return launch("hashgrid_backward", hashgrid_backward_kernel<F>, threads, kWalkThreads, q, x, grad_y,
+                    grid, grad_table);
     int64_t* largest = exact.data + numbers;
     launch("hashgrid_backward", hashgrid_largest_kernel, 4 * multiprocessors(q), 256, q, grad_y, largest);
     launch("hashgrid_backward", hashgrid_backward_exact_kernel<F>, threads, kWalkThreads, q, x, grad_y, grid,

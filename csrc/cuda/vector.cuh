@@ -57,8 +57,8 @@ constexpr bool kVectorAdds = true;
 constexpr bool kVectorAdds = false;
 #endif
 
-// Adds to consecutive floats in global memory without reading them back. Where the hardware has vector adds, one
-// costs as much as a scalar add.
+// Adds to consecutive floats in global memory without reading them back. Where the hardware has vector adds,
+// one costs as much as a scalar add.
 template <int N>
 __device__ __forceinline__ void add_vector(const real (&value)[N], real* to) {
   if constexpr (kVectorAdds && N % 4 == 0) {

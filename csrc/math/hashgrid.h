@@ -53,8 +53,8 @@ inline const char* grid_problem(const GridSettings& s) {
   return nullptr;
 }
 
-// tiny-cuda-nn's scale, with its float32 roundings: 2^(level log2 b) base - 1, with b the growth per level. Each
-// step is taken in double and rounded once, so that every machine gets the same table.
+// tiny-cuda-nn's scale, with its float32 roundings: 2^(level log2 b) base - 1, with b the growth per level.
+// Each step is taken in double and rounded once, so that every machine gets the same table.
 inline Level tcnn_level(int level, float growth, int64_t base_resolution, int64_t most) {
   const float exponent = float(level) * float(std::log2(double(growth)));
   const float stretched = float(double(float(std::exp2(double(exponent)))) * double(base_resolution));
@@ -149,14 +149,12 @@ RM_HD bool same_cell(const Cell& a, const Cell& b) {
 struct Slots {
   uint32_t at[8];
 };
-RM_HD uint32_t wrapped(uint32_t index, uint32_t entries) {
-  return index < entries ? index : index - entries;
-}
+RM_HD uint32_t wrapped(uint32_t index, uint32_t entries) { return index < entries ? index : index - entries; }
 RM_HD Slots dense_slots(const Level& level, uint32_t x, uint32_t y, uint32_t z) {
   const uint32_t a = x + y * level.step_y + z * level.step_z, n = level.entries;
   const uint32_t b = a + level.step_y, c = a + level.step_z, d = b + level.step_z;
-  return {{wrapped(a, n), wrapped(a + 1, n), wrapped(b, n), wrapped(b + 1, n), wrapped(c, n), wrapped(c + 1, n),
-           wrapped(d, n), wrapped(d + 1, n)}};
+  return {{wrapped(a, n), wrapped(a + 1, n), wrapped(b, n), wrapped(b + 1, n), wrapped(c, n),
+           wrapped(c + 1, n), wrapped(d, n), wrapped(d + 1, n)}};
 }
 RM_HD Slots hashed_slots(const Level& level, uint32_t x, uint32_t y, uint32_t z) {
   const uint32_t mask = level.entries - 1, x0 = x & mask, x1 = (x + 1) & mask;
@@ -185,9 +183,12 @@ RM_HD real bilinear(real u, real v, real a00, real a10, real a01, real a11) {
 // Gradient to x of sum_c weight_c g_c, where g_c is the upstream gradient times the entry at corner c.
 RM_HD Vec3 corner_weights_vjp(const Level& level, const Cell& cell, const Corners& g) {
   const Axis x = cell.x, y = cell.y, z = cell.z;
-  const real gx = bilinear(y.u, z.u, g.of[1] - g.of[0], g.of[3] - g.of[2], g.of[5] - g.of[4], g.of[7] - g.of[6]);
-  const real gy = bilinear(x.u, z.u, g.of[2] - g.of[0], g.of[3] - g.of[1], g.of[6] - g.of[4], g.of[7] - g.of[5]);
-  const real gz = bilinear(x.u, y.u, g.of[4] - g.of[0], g.of[5] - g.of[1], g.of[6] - g.of[2], g.of[7] - g.of[3]);
+  const real gx =
+      bilinear(y.u, z.u, g.of[1] - g.of[0], g.of[3] - g.of[2], g.of[5] - g.of[4], g.of[7] - g.of[6]);
+  const real gy =
+      bilinear(x.u, z.u, g.of[2] - g.of[0], g.of[3] - g.of[1], g.of[6] - g.of[4], g.of[7] - g.of[5]);
+  const real gz =
+      bilinear(x.u, y.u, g.of[4] - g.of[0], g.of[5] - g.of[1], g.of[6] - g.of[2], g.of[7] - g.of[3]);
   return real(level.scale) * Vec3{x.slope * gx, y.slope * gy, z.slope * gz};
 }
 

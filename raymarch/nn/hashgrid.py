@@ -12,9 +12,9 @@ INITIAL = {"tcnn": 1e-4, "nerfstudio": 1e-3}  # entries start uniform in plus or
 class HashGrid(nn.Module):
     """Features of positions in [0, 1]^3 from a trained multiresolution hash table.
 
-    `table` [N, features] float32 is the parameter, in the layout of `table_layout`. `storage` is what lookups
-    read: "float32" the table itself, "float16" or "bfloat16" a copy at half the size, "auto" float16 on CUDA and
-    float32 on the CPU. The copy is refreshed in every forward pass while training (into the same memory, so a
+    `table` [N, features] float32 is the parameter, in the layout of `table_layout`. `storage` is what
+    lookups read: "float32" the table itself, "float16" or "bfloat16" a copy at half the size, "auto" float16
+    on CUDA and float32 on the CPU. The copy is refreshed in every forward pass while training (into the same memory, so a
     captured CUDA graph stays valid); in evaluation it is kept until the table changes.
     """
 
@@ -46,6 +46,7 @@ class HashGrid(nn.Module):
         table = torch.empty(last.offset + last.entries, features)
         random = torch.Generator().manual_seed(seed)
         self.table = nn.Parameter(table.uniform_(-INITIAL[layout], INITIAL[layout], generator=random))
+        self.stored: Tensor | None
         self.register_buffer("stored", None, persistent=False)
         self._stored_version: int | None = None  # of the table, when `stored` was copied from it
 
@@ -86,4 +87,5 @@ class HashGrid(nn.Module):
     def extra_repr(self) -> str:
         levels, base, top, size = self.settings
         entries, features = self.table.shape
-        return f"{levels} levels {base} to {top}, 2^{size} entries, {features} features, {entries * features} parameters"
+        shape = f"{levels} levels {base} to {top}, 2^{size} entries, {features} features"
+        return f"{shape}, {entries * features} parameters"

@@ -53,7 +53,7 @@ _fourier = differentiable(fourier_forward, _fourier_backward)
 def harmonics(d: Tensor, signs: str = "nerfstudio") -> Tensor:
     """Real spherical harmonics of degrees 0 to 3 at unit directions d [P, 3]: [P, 16], gradient to d.
 
-    `signs="tcnn"` negates the terms of odd order, as tiny-cuda-nn does. `signs="nerfstudio_torch"` reproduces
+    `signs="tcnn"` negates the terms of odd order, as tiny-cuda-nn does. `signs="nerfstudio_torch"` is
     nerfstudio's torch fallback, which evaluates the polynomials at (d + 1) / 2 instead of at d.
     Raises ValueError for another word.
     """

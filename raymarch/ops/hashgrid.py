@@ -163,17 +163,17 @@ def hashgrid(
     """Look positions up in a hash grid.
 
     x: [P, 3] float32 in [0, 1]; outside, the last cell extrapolates, and NaN gives NaN.
-    table: [N, F] float32 with F = 1, 2, 4 or 8 and N as `table_layout` says; entries follow level by level.
+    table: [N, F] float32 with F = 1, 2, 4 or 8 and N as `table_layout` says, level after level.
     stored: [N, F] float16 or bfloat16 copy of the table to look up instead; the gradient still goes to `table`.
     Returns [P, levels * F] float32, level-major. Gradients to x and table, summed in float32.
 
     Resolutions grow geometrically from base_resolution to max_resolution; a level has at most 2**log2_size
-    entries. The default layout, order and +0.5 shift are tiny-cuda-nn's; `layout="nerfstudio"` is nerfstudio's
-    torch fallback, whose tables are not interchangeable with it. With torch.use_deterministic_algorithms(True)
-    the gradient to the table is the same in every run.
+    entries. The default layout, order and +0.5 shift are tiny-cuda-nn's; `layout="nerfstudio"` is that of
+    nerfstudio's torch fallback, whose tables are not interchangeable with it. Under
+    torch.use_deterministic_algorithms(True) the gradient to the table is the same in every run.
 
-    Raises ValueError for a table of another size or an unknown mode, TypeError for a half table that requires
-    grad.
+    Raises ValueError for a table of another size or an unknown mode, TypeError for a half table that
+    requires grad.
     """
     modes = _number("interpolation", interpolation, INTERPOLATIONS), _number("layout", layout, LAYOUTS)
     settings = (levels, base_resolution, max_resolution, log2_size)
