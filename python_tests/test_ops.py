@@ -5,44 +5,9 @@ import torch
 from torch import Tensor
 
 from bench.cases import CASES, several
+from bench.running import error, floats, moved, recorded, run, tolerances, widened, with_grad, worst
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
-
-def error(got, want):
-    """Relative to the size of the wanted array; NaN and unequal infinities count as infinite."""
-    got, want = got.detach().cpu().double(), want.detach().cpu().double()
-    if not torch.equal(got.isfinite(), want.isfinite()):
-        return float("inf")
-    got, want = got[want.isfinite()], want[want.isfinite()]
-    return float((got - want).norm() / want.norm().clamp_min(1e-30)) if want.norm() > 0 else float(got.norm())
-
-
-def moved(args, device):
-    return [a.to(device) if isinstance(a, Tensor) else a for a in args]
-
-
-def widened(args):
-    return [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-
-
-def with_grad(case, args):
-    return [
-        a.detach().clone().requires_grad_(i in case.differentiable) if isinstance(a, Tensor) else a
-        for i, a in enumerate(args)
-    ]
-
-
-def tolerances(case, device):
-    forward, backward = case.tolerance, case.gradient_tolerance
-    if device.type == "cuda":
-        forward = case.cuda_tolerance or forward
-        backward = case.cuda_gradient_tolerance or backward
-    return forward, backward
-
-
-def floats(outputs):
-    return [o for o in several(outputs) if o.is_floating_point() and o.requires_grad]
 
 
 @pytest.mark.parametrize("rays", [0, 1, 33, 1000])
@@ -97,6 +62,77 @@ def test_has_no_second_derivative_and_says_so(case, device):
     out = sum(o.sum() for o in floats(case.op(*args)))
     with pytest.raises(RuntimeError, match="once differentiable"):
         torch.autograd.grad(out, args[case.differentiable[0]], create_graph=True)
+
+
+def same(got, want):
+    return len(got) == len(want) and all(
+        (g is None and w is None) or torch.equal(torch.nan_to_num(g), torch.nan_to_num(w))
+        for g, w in zip(got, want, strict=True)
+    )
+
+
+def test_registered_ops_keep_torchs_rules(case):
+    calls = recorded(lambda: run(case, with_grad(case, case.inputs(3))))
+    assert calls
+    for op, args, _ in calls:
+        torch.library.opcheck(op, args)
+
+
+def test_two_runs_agree_to_the_last_bit(case, device):
+    args = with_grad(case, moved(case.inputs(300), device))
+    first, second = run(case, args), run(case, args)
+    assert same(first[0], second[0])
+    if device.type == "cpu":
+        assert same(first[1], second[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_equals_cpu(case):
+    inputs = case.inputs(257)
+    got, want = run(case, with_grad(case, moved(inputs, "cuda"))), run(case, with_grad(case, inputs))
+    for side in (0, 1):
+        assert worst(got[side], want[side]) <= 2 * tolerances(case, "cuda")[side]
+
+
+def test_no_rays_have_a_gradient(case, device):
+    args = with_grad(case, moved(case.inputs(0), device))
+    _, gradients = run(case, args)
+    for gradient in gradients:
+        assert gradient is None or gradient.isfinite().all()
+
+
+def test_broken_numbers_break_nothing_else(case, device):
+    """NaN, infinite and enormous inputs may give any number, but neither a crash nor an error."""
+    for number in (float("nan"), float("inf"), float("-inf"), 3e38, -3e38):
+        args = with_grad(case, moved(case.inputs(9), device))
+        with torch.no_grad():
+            for a in args:
+                if isinstance(a, Tensor) and a.is_floating_point() and a.numel():
+                    a.view(-1)[:: max(1, a.numel() // 5)] = number
+        run(case, args)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def strided(x):
+    """The same numbers with a gap after each."""
+    return torch.stack([x, x], -1)[..., 0] if x.dim() and x.numel() > 1 else x
+
+
+def test_views_with_gaps_are_taken_or_refused_by_name(case, device):
+    inputs = moved(case.inputs(5), device)
+    want = run(case, with_grad(case, inputs))
+    for i, a in enumerate(inputs):
+        if not isinstance(a, Tensor):
+            continue
+        args = with_grad(case, inputs)
+        args[i] = strided(a).requires_grad_(i in case.differentiable)
+        try:
+            got = run(case, args)
+        except ValueError as refusal:
+            assert "contiguous" in str(refusal)
+            continue
+        assert worst(got[0], want[0]) <= 1e-6 and worst(got[1], want[1]) <= 1e-6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,0 +1,96 @@
+"""The pipeline, in the order a ray meets it: poses, rays, sampler, fields, renderer, losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from raymarch.model.fields import Fields, FieldsConfig
+from raymarch.model.losses import LossesConfig, losses
+from raymarch.model.poses import Poses, PosesConfig
+from raymarch.model.rays import RaysConfig, generate
+from raymarch.model.renderer import Renderer, RendererConfig
+from raymarch.model.sampler import Sampler, SamplerConfig
+from raymarch.types import Cameras, Pixels, Rendering
+
+# What a rendering may hold besides rgb. `depth` stands for median and expected depth.
+HEADS = ("rgb", "depth", "opacity", "normals", "predicted_normals", "feature")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    poses: PosesConfig = PosesConfig()
+    rays: RaysConfig = RaysConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    fields: FieldsConfig = FieldsConfig()
+    renderer: RendererConfig = RendererConfig()
+    losses: LossesConfig = LossesConfig()
+
+
+class Model(nn.Module):
+    """Pixels in, rendering out.
+
+    `cameras` is the number of training cameras: each has a pose adjustment and an appearance code.
+    """
+
+    def __init__(self, config: ModelConfig, cameras: int):
+        super().__init__()
+        self.config = config
+        self.poses = Poses(config.poses, cameras)
+        self.sampler = Sampler(config.sampler)
+        self.fields = Fields(config.fields, cameras)
+        self.renderer = Renderer(config.renderer)
+
+    def heads(self) -> frozenset[str]:
+        """The heads that training needs."""
+        wanted = {"rgb", "depth", "opacity"}
+        if self.fields.feature is not None:
+            wanted.add("feature")
+        if self.config.fields.radiance.predicted_normals:
+            wanted |= {"normals", "predicted_normals"}
+        return frozenset(wanted)
+
+    def forward(
+        self,
+        pixels: Pixels,
+        cameras: Cameras,
+        *,
+        train: bool = False,
+        counter: Tensor | None = None,
+        anneal: Tensor | None = None,
+        update_proposals: bool = True,
+        heads: frozenset[str] | None = None,
+    ) -> Rendering:
+        """Render pixels of cameras.
+
+        `train` refines poses, jitters samples and uses each camera's appearance; `counter` [2] int64 =
+        (seed, step) feeds the jitter and `anneal` [1] sharpens proposal weights, both on the device.
+        """
+        heads = self.heads() if heads is None else heads
+        rays = generate(pixels, cameras, self.poses() if train else None, self.config.rays, train)
+        samples, proposals = self.sampler(
+            rays, list(self.fields.proposals), counter, anneal, train, update_proposals
+        )
+        field = self.fields(rays, samples, heads, train)
+        return self.renderer(rays, samples, field, proposals, train)
+
+    def losses(self, rendering: Rendering, pixels: Pixels, counter: Tensor | None = None) -> dict[str, Tensor]:
+        """Named losses, each already weighted; training minimises their sum."""
+        return losses(
+            rendering, pixels, self.config.losses, poses_regulariser=self.poses.regulariser(), counter=counter
+        )
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by the schedule they follow."""
+        named = {
+            "proposals": list(self.fields.proposals.parameters()),
+            "fields": list(self.fields.radiance.parameters()),
+            "feature": list(self.fields.feature.parameters()) if self.fields.feature is not None else [],
+            "poses": list(self.poses.parameters()),
+        }
+        return {name: params for name, params in named.items() if params}
+
+
+__all__ = ["HEADS", "Model", "ModelConfig"]
+

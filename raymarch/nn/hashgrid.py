@@ -14,8 +14,8 @@ class HashGrid(nn.Module):
 
     `table` [N, features] float32 is the parameter, in the layout of `table_layout`. `storage` is what
     lookups read: "float32" the table itself, "float16" or "bfloat16" a copy at half the size, "auto" float16
-    on CUDA and float32 on the CPU. The copy is refreshed in every forward pass while training (into the same memory, so a
-    captured CUDA graph stays valid); in evaluation it is kept until the table changes.
+    on CUDA and float32 on the CPU. The copy is refreshed in every forward pass while training (into the same
+    memory, so a captured CUDA graph stays valid); in evaluation it is kept until the table changes.
     """
 
     def __init__(

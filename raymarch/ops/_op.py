@@ -25,7 +25,36 @@ def launch(kernel: str, *args) -> None:
     if isinstance(first, FakeTensor) or first.is_meta:
         return
     core = _C64 if first.dtype is torch.float64 else _C
+    if _watch is not None:
+        return _watched(core, kernel, args)
     getattr(core, kernel)(*args)
+
+
+_watch: list[str] | None = None  # while find_non_finite runs: what was found, first to last
+
+
+def _watched(core, kernel: str, args: tuple) -> None:
+    def broken():
+        return [
+            i for i, a in enumerate(args)
+            if isinstance(a, Tensor) and a.is_floating_point() and not bool(a.isfinite().all())
+        ]  # fmt: skip
+
+    before = set(broken())
+    getattr(core, kernel)(*args)
+    if broken_now := [i for i in broken() if i not in before]:
+        _watch.append(f"{kernel} (argument {broken_now[0] + 1})")  # type: ignore[union-attr]
+
+
+def find_non_finite(body: Callable[[], object]) -> str:
+    """Run `body` with every op's results checked; name the first op that made a NaN or an infinity."""
+    global _watch
+    _watch = []
+    try:
+        body()
+        return _watch[0] if _watch else "outside raymarch's ops"
+    finally:
+        _watch = None
 
 
 def op(body: Callable) -> Callable:

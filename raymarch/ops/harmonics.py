@@ -63,11 +63,11 @@ def harmonics(d: Tensor, signs: str = "nerfstudio") -> Tensor:
 
 
 def fourier(x: Tensor, frequencies: int, layout: str = "tcnn") -> Tensor:
-    """Sines and cosines of positions x [P, 3] at octaves k < frequencies: [P, 6 * frequencies], gradient to x.
+    """Sines and cosines of positions x [P, 3] at octaves k < frequencies: [P, 6 * frequencies].
 
     `layout="tcnn"`: angles pi 2^k x, columns ordered (dimension, k, sin or cos), as tiny-cuda-nn's Frequency.
     `layout="nerfstudio"`: angles 2 pi 2^k x, all sines in order (dimension, k), then all cosines.
-    frequencies: 1 to 24. Raises ValueError for others or for another layout.
+    frequencies: 1 to 24. Gradient to x. Raises ValueError for others or for another layout.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"fourier: layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")

@@ -164,7 +164,7 @@ def hashgrid(
 
     x: [P, 3] float32 in [0, 1]; outside, the last cell extrapolates, and NaN gives NaN.
     table: [N, F] float32 with F = 1, 2, 4 or 8 and N as `table_layout` says, level after level.
-    stored: [N, F] float16 or bfloat16 copy of the table to look up instead; the gradient still goes to `table`.
+    stored: [N, F] float16 or bfloat16 copy to look up instead; the gradient still goes to `table`.
     Returns [P, levels * F] float32, level-major. Gradients to x and table, summed in float32.
 
     Resolutions grow geometrically from base_resolution to max_resolution; a level has at most 2**log2_size

@@ -1,0 +1,44 @@
+# One word each; `make check` is what CI runs. Tools come from `pip install -c constraints.txt ".[dev]"`.
+# RAYMARCH_CUDA = AUTO | ON | OFF and RAYMARCH_CUDA_ARCHS are read by the build (setup.py).
+PYTHON ?= python
+SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: check fix format lint types build test resources archs gpu
+
+check: format lint types build test
+	$(PYTHON) -m bench.stubs --check
+	$(PYTHON) -m bench.resources --check
+
+fix:
+	clang-format -i $(SOURCES)
+	ruff check --fix-only -q .
+	ruff format -q .
+	$(PYTHON) -m bench.stubs
+
+format:
+	clang-format --dry-run -Werror $(SOURCES)
+	ruff format --check .
+
+lint:
+	ruff check .
+
+types:
+	mypy raymarch bench
+
+build:
+	$(PYTHON) setup.py -q build_ext --inplace
+
+test:
+	$(PYTHON) -m pytest -q
+
+# Registers, stack and spills of every kernel -> bench/resources.txt
+resources:
+	$(PYTHON) -m bench.resources
+
+# Whether every kernel compiles for every supported architecture; the result is thrown away.
+archs:
+	$(PYTHON) -m bench.resources --archs 80,86,89,90
+
+# Everything that needs a GPU: builds, tests, measures, writes bench/results/.
+gpu:
+	bench/device.sh

@@ -1,0 +1,126 @@
+"""Milliseconds per training step and per frame, kernels and memory, on a real scene.
+
+    python -m bench.render SCENES [--what steps,frames]
+
+Wall time is a host clock over a synchronised loop; GPU time and kernels come from the profiler over a few
+replays; peak memory is torch's, images included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bench.quality import configured, with_features
+from bench.record import merge
+from raymarch.data.scene import load
+from raymarch.train.evaluate import render_image
+from raymarch.train.runs import start, subset
+
+STEPS = {
+    "nerfacto_4096": ("nerfacto_so3xr3", 4096, False),
+    "f3rm_4096": ("f3rm", 4096, False),
+    "f3rm_normals_4096": ("f3rm", 4096, True),
+    "f3rm_65536": ("f3rm", 65536, False),
+}
+
+
+def trainer_for(row: str, rays: int, normals: bool, scene, device: torch.device):
+    config = configured(row)
+    fields = config.model.fields
+    if normals:
+        fields = replace(fields, radiance=replace(fields.radiance, predicted_normals=True))
+    trainer = replace(config.train.trainer, rays=rays, steps=20_000, log_every=1000)
+    model = replace(config.model, fields=fields)
+    return start(scene, replace(config, model=model, train=replace(config.train, trainer=trainer)), device=device)
+
+
+def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
+    """Wall and GPU milliseconds, kernels and host synchronisations of a step in the late phase."""
+    torch.cuda.reset_peak_memory_stats()
+    for _ in trainer.iterate(trainer.step + warmup):
+        pass
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    with torch.cuda.stream(trainer._stream):
+        for _ in range(timed):
+            trainer._advance()
+    torch.cuda.synchronize()
+    wall = (time.perf_counter() - begin) / timed * 1e3
+    from torch.profiler import ProfilerActivity, profile
+
+    count = 30
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        with torch.cuda.stream(trainer._stream):
+            for _ in range(count):
+                trainer._advance()
+        torch.cuda.synchronize()
+    device_events = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(e.device_time_total for e in device_events) / count / 1e3
+    by_name: dict[str, list[float]] = {}
+    for e in device_events:
+        row = by_name.setdefault(e.name, [0.0, 0.0])
+        row[0] += e.device_time_total / count
+        row[1] += 1 / count
+    print(f"  wall {wall:.3f} ms, gpu {busy:.3f} ms, {len(device_events) / count:.0f} kernels", flush=True)
+    for name, (us, calls) in sorted(by_name.items(), key=lambda kv: -kv[1][0])[:32]:
+        print(f"    {us:8.1f} us {calls:6.1f} x {name[:110]}")
+    return {
+        "wall_ms": wall,
+        "gpu_ms": busy,
+        "kernels": len(device_events) / count,
+        "syncs": 0,  # replayed graphs hold none; test_train.py proves it by a sleeping stream
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "steps_timed": timed,
+    }
+
+
+@torch.no_grad()
+def time_frame(model, cameras, heads: frozenset[str], repeats: int = 3) -> dict[str, float]:
+    torch.cuda.empty_cache()
+    render_image(model, cameras, 0, heads)
+    torch.cuda.reset_peak_memory_stats()
+    laps = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        render_image(model, cameras, 0, heads)
+        torch.cuda.synchronize()
+        laps.append((time.perf_counter() - begin) * 1e3)
+    return {"ms": sorted(laps)[len(laps) // 2], "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scenes", type=Path)
+    parser.add_argument("--what", default="steps,frames")
+    parser.add_argument("--rows", default=",".join(STEPS))
+    parser.add_argument("--steps", type=int, default=300)
+    args = parser.parse_args()
+    device, command = torch.device("cuda"), "python -m bench.render"
+    photos = load(args.scenes / "fox_full", split="every8")
+    featured = with_features(photos)
+    for name in args.rows.split(","):
+        row, rays, normals = STEPS[name]
+        print(name, flush=True)
+        trainer = trainer_for(row, rays, normals, featured if row == "f3rm" else photos, device)
+        if "steps" in args.what:
+            timed = args.steps if rays <= 4096 else max(30, args.steps // 6)
+            merge("steps", {name: time_steps(trainer, 2 * timed, timed)}, command)
+        if "frames" in args.what and name == "f3rm_4096":
+            cameras = subset(photos.cameras, photos.test, device)
+            plain, full = frozenset({"rgb", "depth", "opacity"}), frozenset({"rgb", "depth", "opacity", "feature"})
+            frames = {"rgb_exact": time_frame(trainer.model, cameras, plain)}
+            frames["features_exact"] = time_frame(trainer.model, cameras, full)
+            print(frames, flush=True)
+            merge("frames", frames, command)
+        del trainer
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

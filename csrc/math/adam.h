@@ -1,0 +1,28 @@
+// One parameter of Adam (Kingma and Ba 2015), with the weight decay of L2 regularisation that torch.optim.Adam
+// has: it joins the gradient before the moments.
+#pragma once
+#include "math/scalar.h"
+
+namespace raymarch {
+
+struct AdamStep {
+  real rate;        // learning rate / (1 - beta1^t)
+  real correction;  // 1 / sqrt(1 - beta2^t)
+  real beta1, beta2, epsilon, decay;
+};
+
+RM_HD AdamStep adam_step(real rate, int64_t t, real beta1, real beta2, real epsilon, real decay) {
+  // In double: 1 - beta2^t loses three digits of a float in the first steps.
+  const double first = 1 - std::pow(double(beta1), double(t)), second = 1 - std::pow(double(beta2), double(t));
+  return {real(double(rate) / first), real(1 / std::sqrt(second)), beta1, beta2, epsilon, decay};
+}
+
+// Updates the moments in place and returns the new parameter.
+RM_HD real adam(const AdamStep& a, real parameter, real gradient, real& first, real& second) {
+  const real g = gradient + a.decay * parameter;
+  first = a.beta1 * first + (1 - a.beta1) * g;
+  second = a.beta2 * second + (1 - a.beta2) * g * g;
+  return parameter - a.rate * first / (std::sqrt(second) * a.correction + a.epsilon);
+}
+
+}  // namespace raymarch

@@ -1,0 +1,256 @@
+"""Samples -> Field: what fills space. Proposal densities, the radiance field and the feature field.
+
+Every field sees positions contracted into a cube and scaled to 0..1 (`raymarch.ops.sample.
+sample_unit_positions`); points that contraction cannot tell from infinity arrive as (0, 0, 0) and have
+density 0. Architectures follow nerfacto and F3RM (spec 7 and 8 restate them); every departure is a setting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raymarch.nn import MLP, Fourier, Harmonics, HashGrid
+from raymarch.ops.contract import contract_unit
+from raymarch.ops.mlp import density
+from raymarch.ops.sample import positions, sample_unit_positions
+from raymarch.types import Field, Rays, Samples
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """A multiresolution hash grid in tiny-cuda-nn's layout."""
+
+    levels: int = 16
+    base_resolution: int = 16
+    max_resolution: int = 2048
+    log2_size: int = 19
+    features: int = 2
+    interpolation: str = "linear"  # linear | smoothstep
+    storage: str = "auto"  # what lookups read: auto (half on CUDA) | float32 | float16 | bfloat16
+
+    def build(self) -> HashGrid:
+        return HashGrid(
+            self.levels,
+            self.base_resolution,
+            self.max_resolution,
+            self.log2_size,
+            self.features,
+            self.interpolation,
+            self.storage,
+        )
+
+
+@dataclass(frozen=True)
+class ProposalConfig:
+    """A small density field that only says where to look."""
+
+    grid: GridConfig = GridConfig(levels=5, max_resolution=128, log2_size=17)
+    hidden: int = 16
+    layers: int = 1
+    average_init_density: float = 0.01
+
+
+@dataclass(frozen=True)
+class RadianceConfig:
+    """Density, colour and normals."""
+
+    grid: GridConfig = GridConfig()
+    hidden: int = 64
+    layers: int = 1
+    geometry_features: int = 15
+    colour_hidden: int = 64
+    colour_layers: int = 2
+    harmonics: str = "nerfstudio"  # sign convention: nerfstudio | tcnn
+    appearance: int = 32  # width of the per-camera code; 0 for none
+    eval_appearance: str = "mean"  # code of cameras never trained on: mean | zero
+    average_init_density: float = 0.01
+    predicted_normals: bool = False
+    normals_space: str = "world"  # world | contracted (nerfstudio's, right only inside the unit cube)
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """A field of feature vectors distilled from 2-D feature maps."""
+
+    width: int = 0  # length of a feature vector; 0 for no feature field
+    encoding: str = "grid+pe"  # grid+pe | grid | pe (pe alone is what released F3RM trains, spec 8)
+    grid: GridConfig = GridConfig(levels=12, max_resolution=128, features=8)
+    frequencies: int = 6
+    hidden: int = 64
+    layers: int = 2
+    detach_positions: bool = True  # the feature loss reaches poses only through the weights
+    detach_weights: bool = False  # True: the feature loss does not shape the density
+
+
+@dataclass(frozen=True)
+class FieldsConfig:
+    norm: str = "linf"  # of the contraction: linf | l2
+    proposals: tuple[ProposalConfig, ...] = field(
+        default=(
+            ProposalConfig(),
+            ProposalConfig(grid=GridConfig(levels=5, max_resolution=256, log2_size=17)),
+        )
+    )
+    radiance: RadianceConfig = RadianceConfig()
+    feature: FeatureConfig = FeatureConfig()
+
+
+def unit_positions(rays: Rays, samples: Samples, norm: str) -> Tensor:
+    """Interval midpoints in the contracted unit cube, [R * S, 3]."""
+    return sample_unit_positions(rays.origins, rays.directions, samples.t, norm).view(-1, 3)
+
+
+class ProposalField(nn.Module):
+    """Density only, from a small grid and a narrow MLP."""
+
+    def __init__(self, config: ProposalConfig, norm: str):
+        super().__init__()
+        self.config, self.norm = config, norm
+        self.grid = config.grid.build()
+        self.mlp = MLP(self.grid.outputs, 1, config.hidden, config.layers, padding=1.0)
+
+    def forward(self, rays: Rays, samples: Samples) -> Tensor:
+        """Density at the intervals' midpoints, [R, S]."""
+        y = unit_positions(rays, samples, self.norm)
+        sigma = density(self.mlp(self.grid(y)), y, self.config.average_init_density)
+        return sigma.view(samples.t.shape[0], -1)
+
+
+class RadianceField(nn.Module):
+    def __init__(self, config: RadianceConfig, cameras: int, norm: str):
+        super().__init__()
+        self.config, self.norm = config, norm
+        self.grid = config.grid.build()
+        self.mlp = MLP(self.grid.outputs, 1 + config.geometry_features, config.hidden, config.layers)
+        self.harmonics = Harmonics(config.harmonics)
+        inputs = self.harmonics.outputs + config.geometry_features + config.appearance
+        self.colour = MLP(
+            inputs, 3, config.colour_hidden, config.colour_layers, output_activation="sigmoid", padding=1.0
+        )
+        if config.appearance:
+            self.appearance = nn.Parameter(torch.randn(max(cameras, 1), config.appearance))
+        if config.predicted_normals:
+            self.fourier = Fourier(2, "tcnn")
+            self.normals = MLP(self.fourier.outputs + config.geometry_features, 64, 64, 2, padding=1.0)
+            self.normals_layer = nn.Linear(64, 3)
+
+    def density(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Density [P], the base MLP's output [P, 1 + G] and the grid's [P, L * F] at unit positions."""
+        encoded = self.grid(y)
+        h = self.mlp(encoded)
+        return density(h, y, self.config.average_init_density), h, encoded
+
+    def colours(self, rays: Rays, h: Tensor, per_ray: int, train: bool) -> Tensor:
+        """Colour [R, S, 3] from the base MLP's output [R * S, 1 + G]."""
+        view = [self.harmonics(rays.directions)]
+        if self.config.appearance:
+            view.append(self.codes(rays, train))
+        ray_inputs = torch.cat(view, -1)  # what all samples of a ray share
+        direction, code = ray_inputs.split([self.harmonics.outputs, self.config.appearance], -1)
+        count = rays.origins.shape[0]
+        inputs = torch.cat(
+            [
+                direction[:, None].expand(-1, per_ray, -1),
+                h.view(count, per_ray, -1)[..., 1:],
+                code[:, None].expand(-1, per_ray, -1),
+            ],
+            -1,
+        )
+        return self.colour(inputs.view(count * per_ray, -1)).view(count, per_ray, 3)
+
+    def codes(self, rays: Rays, train: bool) -> Tensor:
+        """Appearance codes [R, A]: each camera's own while training, one for all otherwise."""
+        if train:
+            return self.appearance[rays.camera]
+        code = self.appearance.mean(0) if self.config.eval_appearance == "mean" else self.appearance[0] * 0
+        return code.expand(rays.origins.shape[0], -1)
+
+    @torch.no_grad()
+    def gradient_normals(self, rays: Rays, samples: Samples, y: Tensor, encoded: Tensor) -> Tensor:
+        """Unit normals [R, S, 3] against the density gradient; no graph."""
+        seed = torch.zeros(y.shape[0], 1 + self.config.geometry_features, device=y.device, dtype=y.dtype)
+        seed[:, 0] = 1  # d z / d z, z the density before its activation
+        slope = self.grid.input_gradient(y, self.mlp.input_gradient(encoded, seed))
+        if self.config.normals_space == "world":  # pull back through the contraction
+            x = positions(rays.origins, rays.directions, samples.t).view(-1, 3).requires_grad_()
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(contract_unit(x, self.norm), x, slope)
+        return -F.normalize(slope, dim=-1).view(*samples.t.shape[:1], -1, 3)
+
+    def predict_normals(self, rays: Rays, samples: Samples, h: Tensor) -> Tensor:
+        x = positions(rays.origins, rays.directions, samples.t).view(-1, 3)
+        inputs = torch.cat([self.fourier(x), h[:, 1:]], -1)
+        n = torch.tanh(self.normals_layer(self.normals(inputs)))
+        return F.normalize(n, dim=-1).view(*samples.t.shape[:1], -1, 3)
+
+    def forward(self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool) -> Field:
+        y = unit_positions(rays, samples, self.norm)
+        sigma, h, encoded = self.density(y)
+        count, per_ray = samples.t.shape[0], samples.t.shape[1] - 1
+        predict = self.config.predicted_normals and ("predicted_normals" in heads or train)
+        gradient = "normals" in heads or (train and self.config.predicted_normals)
+        return Field(
+            density=sigma.view(count, per_ray),
+            rgb=self.colours(rays, h, per_ray, train) if "rgb" in heads else None,
+            normals=self.gradient_normals(rays, samples, y.detach(), encoded.detach()) if gradient else None,
+            predicted_normals=self.predict_normals(rays, samples, h) if predict else None,
+        )
+
+
+class FeatureField(nn.Module):
+    """The hidden layer of the feature head per sample; its last, linear layer waits for compositing."""
+
+    def __init__(self, config: FeatureConfig, norm: str):
+        super().__init__()
+        self.config, self.norm = config, norm
+        parts = config.encoding.split("+")
+        if set(parts) - {"grid", "pe"}:
+            raise ValueError(f"fields.feature.encoding: expected grid+pe, grid or pe, got {config.encoding!r}")
+        self.grid = config.grid.build() if "grid" in parts else None
+        self.fourier = Fourier(config.frequencies, "tcnn") if "pe" in parts else None
+        inputs = sum(e.outputs for e in (self.grid, self.fourier) if e is not None)
+        padding = 1.0 if self.fourier is not None else 0.0
+        self.trunk = MLP(
+            inputs, config.hidden, config.hidden, config.layers - 1, output_activation="relu", padding=padding
+        )
+        bound = (6 / (config.hidden + -(-config.width // 16) * 16)) ** 0.5  # Xavier, padded as tcnn pads
+        self.layer = nn.Parameter(torch.empty(config.width, config.hidden).uniform_(-bound, bound))
+
+    def hidden(self, y: Tensor) -> Tensor:
+        """Last hidden activations [P, H] at unit positions [P, 3]."""
+        return self.trunk(torch.cat([e(y) for e in (self.grid, self.fourier) if e is not None], -1))
+
+    def forward(self, rays: Rays, samples: Samples) -> Tensor:
+        """Hidden activations [R, S, H]."""
+        if self.config.detach_positions:
+            rays = replace(rays, origins=rays.origins.detach(), directions=rays.directions.detach())
+        return self.hidden(unit_positions(rays, samples, self.norm)).view(*samples.t.shape[:1], -1, self.config.hidden)
+
+
+class Fields(nn.Module):
+    """Everything that is learnt about space."""
+
+    def __init__(self, config: FieldsConfig, cameras: int):
+        super().__init__()
+        self.config = config
+        self.proposals = nn.ModuleList(ProposalField(p, config.norm) for p in config.proposals)
+        self.radiance = RadianceField(config.radiance, cameras, config.norm)
+        self.feature = FeatureField(config.feature, config.norm) if config.feature.width else None
+
+    def forward(self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool) -> Field:
+        found = self.radiance(rays, samples, heads, train)
+        if self.feature is None or "feature" not in heads:
+            return found
+        return replace(found, feature=self.feature(rays, samples), feature_layer=self.feature.layer)
+
+    def at(self, points: Tensor) -> dict[str, Tensor]:
+        """Density [P] and, where there is a feature field, features [P, D] at scene positions [P, 3]."""
+        y = contract_unit(points, self.config.norm)
+        found = {"density": self.radiance.density(y)[0]}
+        if self.feature is not None:
+            found["feature"] = self.feature.hidden(y) @ self.feature.layer.T
+        return found

@@ -1,0 +1,248 @@
+"""The training loop: draw pixels, render, compare, step. On CUDA one step is one graph launch.
+
+Everything a step depends on lives on the device: the counter (seed, step) that feeds every random number, the
+schedules (a table with one row per step), the optimiser's counts, and whether training is still healthy. So a
+step needs nothing from the host, a CUDA graph can replay it, and a checkpoint resumes it exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raymarch.data.pixels import PixelSource
+from raymarch.model import Model
+from raymarch.model.sampler import anneal_at, updates_at
+from raymarch.ops import find_non_finite
+from raymarch.train import checkpoint
+from raymarch.train.optim import Adam, learning_rate
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    steps: int = 30_000
+    rays: int = 4096  # per step
+    seed: int = 0
+    log_every: int = 10  # steps between looks at the losses; the GPU runs ahead in between
+    save_every: int = 2000
+    keep: int = 2  # checkpoints kept
+    graph: bool = True  # on CUDA, capture the step
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says where it stopped and what was saved."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the trainer reports every `log_every` steps."""
+
+    step: int  # steps done
+    losses: dict[str, float]  # weighted terms of the last step
+    psnr: float  # of that step's rays
+    seconds: float  # since training began
+
+
+class Trainer:
+    """Trains a model on the training images of a scene."""
+
+    def __init__(
+        self,
+        model: Model,
+        source: PixelSource,
+        config: Any,
+        run: Path | None = None,
+        scene_meta: dict[str, Any] | None = None,
+        scene_tensors: dict[str, Tensor] | None = None,
+    ):
+        self.model, self.source, self.run = model, source, run
+        self.full_config, self.config = config, config.train.trainer
+        self.scene_meta, self.scene_tensors = scene_meta or {}, scene_tensors or {}
+        self.device = source.device
+        self.optim = Adam(model.groups(), config.train.optim)
+        self.counter = torch.tensor([self.config.seed, 0], dtype=torch.int64, device=self.device)
+        self.healthy = torch.ones(1, dtype=torch.bool, device=self.device)
+        self.names: list[str] = []
+        self.seconds = 0.0
+        self.step = 0
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        self._eager_steps = 0
+        self._make_schedules()
+
+    def _make_schedules(self) -> None:
+        """One row per step: the annealing exponent, then each group's learning rate."""
+        steps = torch.arange(self.config.steps + 1)
+        sampler = self.full_config.model.sampler
+        columns = [torch.as_tensor([anneal_at(int(s), sampler) for s in steps]).double()]
+        columns += [learning_rate(getattr(self.full_config.train.optim, g), steps) for g in self.optim.groups]
+        self._schedules = torch.stack(columns, 1).float().to(self.device)
+        self._updates = updates_at(self.config.steps, sampler)
+
+    def _one_step(self, update_proposals: bool) -> None:
+        """Everything between two steps. No host synchronisation; captured into a CUDA graph."""
+        row = self._schedules.index_select(0, self.counter[1:].clamp_max(self.config.steps))[0]
+        anneal = row[:1]
+        rates = {name: row[i + 1 : i + 2] for i, name in enumerate(self.optim.groups)}
+        pixels = self.source.draw(self.counter, self.config.rays)
+        rendering = self.model(
+            pixels,
+            self.source.cameras,
+            train=True,
+            counter=self.counter,
+            anneal=anneal,
+            update_proposals=update_proposals,
+        )
+        terms = self.model.losses(rendering, pixels, self.counter)
+        total = torch.stack(list(terms.values())).sum()
+        self.optim.zero_grad()
+        total.backward()
+        self.healthy.logical_and_(total.detach().isfinite())
+        self.optim.step(rates, self.healthy)
+        self.counter[1:].add_(self.healthy)
+        if not self.names:
+            self.names = list(terms)
+            self._last = torch.zeros(len(terms), device=self.device)
+        self._last.copy_(torch.stack([t.detach() for t in terms.values()]))
+
+    def _advance(self) -> None:
+        """One step, through a graph where there is one."""
+        update = bool(self._updates[self.step])
+        if self.device.type != "cuda" or not self.config.graph:
+            self._one_step(update)
+        elif update in self._graphs:
+            self._graphs[update].replay()
+        elif self._eager_steps < 3:  # loads kernels and warms allocator and autograd up
+            self._eager_steps += 1
+            self._one_step(update)
+        else:
+            self._capture(update)
+            self._graphs[update].replay()
+        self.step += 1
+
+    def _capture(self, update: bool) -> None:
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None
+        torch.cuda.synchronize()
+        self.optim.zero_grad()
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream):
+            self._one_step(update)
+        self._graphs[update] = graph
+
+    def train(self, steps: int | None = None, on_progress: Callable[[Progress], None] | None = None) -> None:
+        """Train up to `steps` (default: the config's). Saves at the end and every `save_every` steps.
+
+        KeyboardInterrupt saves and returns; TrainingError is raised where the loss stops being finite, after
+        the last good state was saved.
+        """
+        try:
+            for progress in self.iterate(steps):
+                if on_progress:
+                    on_progress(progress)
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        self.save()
+
+    def iterate(self, steps: int | None = None) -> Iterator[Progress]:
+        """Train, yielding every `log_every` steps."""
+        end = min(steps if steps is not None else self.config.steps, self.config.steps)
+        if self.device.type == "cuda":
+            self._stream = getattr(self, "_stream", None) or torch.cuda.Stream(self.device)
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        self.model.train()
+        began = time.perf_counter()
+        while self.step < end:
+            stop = min(end, self.step + self.config.log_every - self.step % self.config.log_every)
+            if self.device.type == "cuda":
+                with torch.cuda.stream(self._stream):
+                    while self.step < stop:
+                        self._advance()
+                self._stream.synchronize()
+                torch.autograd.graph.increment_version(list(self.model.parameters()))
+            else:
+                while self.step < stop:
+                    self._advance()
+            now = time.perf_counter()
+            self.seconds, began = self.seconds + now - began, now
+            yield self._look()
+            began = time.perf_counter()
+            if self.step % self.config.save_every == 0 and self.step < end:
+                self.save()
+
+    def _look(self) -> Progress:
+        """Read the losses; the only place where the host waits for the device."""
+        terms = dict(zip(self.names, self._last.tolist(), strict=True))
+        if not bool(self.healthy):
+            self._stop_unhealthy(terms)
+        rgb = terms.get("rgb", float("nan")) / max(self.full_config.model.losses.rgb, 1e-30)
+        psnr = -10 * torch.tensor(rgb).log10().item()
+        progress = Progress(self.step, terms, psnr, self.seconds)
+        if self.run is not None:
+            self.run.mkdir(parents=True, exist_ok=True)
+            with open(self.run / "log.jsonl", "a") as file:
+                row = {"step": self.step, "seconds": round(self.seconds, 3), "psnr": psnr, **terms}
+                file.write(json.dumps(row) + "\n")
+        return progress
+
+    def _stop_unhealthy(self, terms: dict[str, float]) -> None:
+        """The state was frozen at the first bad step: save it, find the op, and stop."""
+        bad = int(self.counter[1])
+        self.step = bad
+        self.healthy.fill_(True)
+        culprit = find_non_finite(lambda: self._one_step(bool(self._updates[bad])))
+        self.counter[1] = bad
+        self.save()
+        broken = ", ".join(name for name, value in terms.items() if not value - value == 0) or "total"
+        raise TrainingError(
+            f"the loss ({broken}) became non-finite at step {bad}; the first op with a non-finite result was "
+            f"{culprit}. The state before that step is saved; lower the learning rate and resume."
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        found |= {f"optim.{k}": v for k, v in self.optim.state().items()}
+        found |= {f"scene.{k}": v for k, v in self.scene_tensors.items()}
+        return found | {"counter": self.counter}
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of this step into the run folder."""
+        if self.run is None:
+            return None
+        from raymarch.config import to_dict  # config nests this module's config
+
+        path = checkpoint.path_at(self.run, self.step)
+        meta = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "cameras": self.model.poses.cameras,
+            "config": to_dict(self.full_config),
+            "scene": self.scene_meta,
+        }
+        checkpoint.write(path, self.state(), meta)
+        checkpoint.prune(self.run, self.config.keep)
+        return path
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Continue from a checkpoint as if training had not stopped."""
+        load_model(self.model, tensors)
+        optim = {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
+        self.optim.load(optim)
+        self.counter.copy_(tensors["counter"])
+        self.step, self.seconds = meta["step"], meta["seconds"]
+
+
+def load_model(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Copy a checkpoint's parameters into a model of the same config."""
+    state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        detail = str(error).split("\n\t")[1] if "\n\t" in str(error) else str(error)
+        raise checkpoint.CheckpointError(f"the checkpoint does not fit its own config: {detail}") from None
