@@ -99,6 +99,15 @@ real sum_of(const Entry<F>& entry) {
   return of[0];
 }
 
+template <int F>
+bool any(const Entry<F>& entry) {
+  real of[F];
+  store<F>(entry, of);
+  bool found = false;
+  for (int f = 0; f < F; ++f) found |= of[f] != real(0);
+  return found;
+}
+
 template <int F, class T>
 void gather(const T* table, const Block& block, real* y, int64_t pitch) {
   for (int i = 0; i < block.count; ++i) {
@@ -118,6 +127,7 @@ void scatter(real* grad_table, const Block& block, const real* grad_y, int64_t p
   Entry<F> g, entry;
   for (int i = 0; i < block.count; ++i) {
     load<F>(grad_y + i * pitch, g);
+    if (!any<F>(g)) continue;  // masked points are common, and may have no position
     for (int c = 0; c < 8; ++c) {
       real* at = grad_table + int64_t{block.slot[c][i]} * F;
       load<F>(at, entry);

@@ -109,7 +109,7 @@ def hashgrid_slope(
 ) -> Tensor:
     grad_x = torch.empty_like(x)
     settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
-    launch("hashgrid_input_gradient", x, vectorisable(table), *settings, grad_y, grad_x)
+    launch("hashgrid_input_gradient", x, vectorisable(table), *settings, grad_y.contiguous(), grad_x)
     return grad_x
 
 
