@@ -6,7 +6,7 @@ Letters: C cameras, R rays, S samples per ray, D feature width. Positions and di
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -55,6 +55,7 @@ class Rays:
     near: Tensor  # [R]
     far: Tensor  # [R]
     camera: Tensor  # [R] int64
+    converged: Tensor | None = None  # [R] bool, false where the lens could not be undone
 
 
 @dataclass(frozen=True)
@@ -101,4 +102,4 @@ class Rendering:
     samples: Samples | None = None
     field: Field | None = None
     rays: Rays | None = None
-    proposals: tuple[Proposal, ...] = field(default=())
+    proposals: tuple[Proposal, ...] = ()

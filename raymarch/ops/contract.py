@@ -1,26 +1,95 @@
-"""Scene contraction into the ball of radius two."""
+"""Scene contraction: all of space into a cube of side 4 ("linf") or a ball of radius 2 ("l2").
+
+Barron et al. 2022 (mip-NeRF 360), equation 10; the largest component in place of the length is nerfstudio's.
+"""
 
 from torch import Tensor, empty_like
 
 from raymarch.ops._op import differentiable, launch, op
 
+NORMS = ("linf", "l2")
+
+
+def norm_code(name: str, where: str) -> int:
+    """The number math/contract.h has for a norm; ValueError names the ones there are."""
+    if name not in NORMS:
+        raise ValueError(f"{where}: norm is {name!r}, expected one of {', '.join(NORMS)}")
+    return NORMS.index(name)
+
 
 @op
-def contract_forward(x: Tensor) -> Tensor:
+def contract_forward(x: Tensor, norm: int) -> Tensor:
     y = empty_like(x)
-    launch("contract_forward", x, y)
+    launch("contract_forward", x, y, norm)
     return y
 
 
 @op
-def contract_backward(x: Tensor, grad_y: Tensor) -> Tensor:
+def contract_backward(x: Tensor, grad_y: Tensor, norm: int) -> Tensor:
     grad_x = empty_like(x)
-    launch("contract_backward", x, grad_y, grad_x)
+    launch("contract_backward", x, grad_y, grad_x, norm)
     return grad_x
 
 
-def _backward(inputs, saved, grads, needs):
-    return (contract_backward(inputs[0], grads[0]),)
+@op
+def uncontract_forward(y: Tensor, norm: int) -> Tensor:
+    x = empty_like(y)
+    launch("uncontract_forward", y, x, norm)
+    return x
 
 
-contract = differentiable(contract_forward, _backward)
+@op
+def uncontract_backward(y: Tensor, grad_x: Tensor, norm: int) -> Tensor:
+    grad_y = empty_like(y)
+    launch("uncontract_backward", y, grad_x, grad_y, norm)
+    return grad_y
+
+
+@op
+def contract_unit_forward(x: Tensor, norm: int) -> Tensor:
+    y = empty_like(x)
+    launch("contract_unit_forward", x, y, norm)
+    return y
+
+
+@op
+def contract_unit_backward(x: Tensor, grad_y: Tensor, norm: int) -> Tensor:
+    grad_x = empty_like(x)
+    launch("contract_unit_backward", x, grad_y, grad_x, norm)
+    return grad_x
+
+
+_contract = differentiable(contract_forward, lambda i, s, g, n: (contract_backward(i[0], g[0], i[1]), None))
+_uncontract = differentiable(uncontract_forward, lambda i, s, g, n: (uncontract_backward(i[0], g[0], i[1]), None))
+_contract_unit = differentiable(
+    contract_unit_forward, lambda i, s, g, n: (contract_unit_backward(i[0], g[0], i[1]), None)
+)
+
+
+def _points(x: Tensor, where: str) -> Tensor:
+    if x.ndim < 1 or x.shape[-1] != 3:
+        raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected [..., 3]")
+    return x.contiguous().view(-1, 3)
+
+
+def contract(x: Tensor, norm: str = "linf") -> Tensor:
+    """Contract positions [..., 3]: the identity where |x| < 1, (2 - 1/|x|) x/|x| elsewhere, so that |y| < 2.
+
+    The gradient is finite everywhere, the origin included; where components tie for the largest, the first
+    has it. ValueError for an unknown norm or a last dimension other than 3.
+    """
+    return _contract(_points(x, "contract"), norm_code(norm, "contract")).view(x.shape)
+
+
+def uncontract(y: Tensor, norm: str = "linf") -> Tensor:
+    """The inverse of `contract` on |y| < 2, [..., 3]; infinite beyond."""
+    return _uncontract(_points(y, "uncontract"), norm_code(norm, "uncontract")).view(y.shape)
+
+
+def contract_unit(x: Tensor, norm: str = "linf") -> Tensor:
+    """Contract and scale to the unit cube: (contract(x) + 2) / 4, [..., 3].
+
+    Points that rounding puts on the cube's border (|x| beyond 8e6) or that are not finite become exactly
+    (0, 0, 0), with gradient 0; fields give that point density 0. This is nerfacto's strict selector.
+    """
+    return _contract_unit(_points(x, "contract_unit"), norm_code(norm, "contract_unit")).view(x.shape)

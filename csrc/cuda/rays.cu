@@ -1,0 +1,183 @@
+#include "cuda/warp.cuh"
+#include "math/camera.h"
+#include "ops.h"
+
+namespace raymarch {
+namespace {
+
+// Everything that says where a pixel looks.
+struct Views {
+  In<real, kCameras, 3, 4> poses;
+  In<int64_t, kRays> camera;
+  In<real, kRays, 2> xy;
+  In<real, kCameras, 4> intrinsics;
+  In<real, kCameras, 12> distortion;
+  In<int64_t, kCameras> lens;
+  Maybe<In<real, kCameras, 3, 4>> adjustment;
+  bool world;
+  real half_eyes;
+};
+
+__device__ Lens lens_of(const Views& v, int64_t c) {
+  const real* i = v.intrinsics.data + 4 * c;
+  Lens l = {i[0], i[1], i[2], i[3], {}, v.lens.data[c], v.half_eyes};
+#pragma unroll
+  for (int k = 0; k < 12; ++k) l.k[k] = v.distortion.data[12 * c + k];
+  return l;
+}
+
+__device__ Mat34 adjustment_of(const Views& v, int64_t c) {
+  return v.adjustment ? load34(v.adjustment.data, c) : identity34();
+}
+
+__device__ bool has_camera(const Views& v, int64_t c) { return c >= 0 && c < v.poses.size[0]; }
+
+struct Gradients {
+  Maybe<In<real, kRays, 3>> origins, directions;
+};
+
+__device__ Mat34 ray_says(const Views& v, const Gradients& g, int64_t i, int64_t c, bool to_adjustment) {
+  const LocalRay local = local_ray(lens_of(v, c), v.xy.data[2 * i], v.xy.data[2 * i + 1], {0, 0});
+  const Vec3 g_o = g.origins ? load3(g.origins.data, i) : Vec3{};
+  const Vec3 g_d = g.directions ? load3(g.directions.data, i) : Vec3{};
+  return world_ray_vjp(load34(v.poses.data, c), adjustment_of(v, c), v.world, local, g_o, g_d, to_adjustment);
+}
+
+}  // namespace
+
+// One thread per ray. The numbers of a camera come through the cache. A ray of a camera that does not exist
+// is NaN: the host cannot look without waiting.
+__global__ void __launch_bounds__(128)
+    rays_forward_kernel(Views v, Out<real, kRays, 3> origins, Out<real, kRays, 3> directions,
+                        Out<real, kRays> area, Out<real, kRays> norm, Out<bool, kRays> converged) {
+  const int64_t i = item();
+  if (i >= v.camera.size[0]) return;
+  const int64_t c = v.camera.data[i];
+  const bool known = has_camera(v, c);
+  LocalRay local = {{NAN, NAN, NAN}, {NAN, NAN, NAN}, {0, 0}, false};
+  Mat34 pose = identity34();
+  real solid = NAN;
+  if (known) {
+    const Lens l = lens_of(v, c);
+    const real x = v.xy.data[2 * i], y = v.xy.data[2 * i + 1];
+    local = local_ray(l, x, y, {0, 0});
+    solid = pixel_area(l, x, y, local);
+    pose = load34(v.poses.data, c);
+    if (v.adjustment) pose = composed(pose, load34(v.adjustment.data, c), v.world);
+  }
+
+  const WorldRay ray = world_ray(pose, local);
+  store3(origins.data, i, ray.origin);
+  store3(directions.data, i, ray.direction);
+  area.data[i] = solid;
+  norm.data[i] = ray.norm;
+  converged.data[i] = local.converged;
+}
+
+// One thread per ray; the lanes of a warp that share a camera add up first, and one of them writes. Lanes
+// fold in pairs of neighbours within their group, so random cameras cost one or two rounds of shuffles.
+__global__ void __launch_bounds__(128)
+    rays_backward_kernel(Views v, Gradients g, bool to_adjustment, Out<real, kCameras, 3, 4> grad) {
+  const int64_t i = item();
+  const int64_t asked = i < v.camera.size[0] ? v.camera.data[i] : -1;
+  const bool known = has_camera(v, asked);
+  const int64_t c = known ? asked : -1;
+  Mat34 sum = {};
+  if (known) sum = ray_says(v, g, i, c, to_adjustment);
+
+  const unsigned group = __match_any_sync(~0u, static_cast<long long>(c));
+  const unsigned below = group & ((1u << lane()) - 1u);
+  unsigned above = group & ~below & ~(1u << lane());
+  unsigned rank = __popc(below);
+  while (__any_sync(~0u, above != 0)) {
+    const int next = __ffs(above) - 1;
+#pragma unroll
+    for (int k = 0; k < 12; ++k) {
+      const real other = from_lane(sum.m[k], next < 0 ? lane() : next);
+      if (next >= 0) sum.m[k] += other;
+    }
+    above &= __ballot_sync(~0u, (rank & 1u) == 0);  // those of odd rank have been added to their neighbour
+    rank >>= 1;
+  }
+
+  if (!known || below != 0) return;
+#pragma unroll
+  for (int k = 0; k < 12; ++k) atomicAdd(grad.data + 12 * c + k, sum.m[k]);
+}
+
+// One block per camera, which looks at every ray: no atomics, so the same sum every time.
+constexpr int kWarpsPerCamera = 8;
+__global__ void __launch_bounds__(32 * kWarpsPerCamera)
+    rays_backward_same_kernel(Views v, Gradients g, bool to_adjustment, Out<real, kCameras, 3, 4> grad) {
+  const int64_t c = blockIdx.x;
+  Mat34 sum = {};
+  for (int64_t i = threadIdx.x; i < v.camera.size[0]; i += blockDim.x) {
+    if (v.camera.data[i] != c) continue;
+    const Mat34 one = ray_says(v, g, i, c, to_adjustment);
+#pragma unroll
+    for (int k = 0; k < 12; ++k) sum.m[k] += one.m[k];
+  }
+
+  __shared__ real sums[kWarpsPerCamera][12];
+#pragma unroll
+  for (int k = 0; k < 12; ++k) {
+    const real total = warp_sum(sum.m[k]);
+    if (lane() == 0) sums[threadIdx.x / 32][k] = total;
+  }
+  __syncthreads();
+  if (threadIdx.x >= 12) return;
+  real total = 0;
+  for (int w = 0; w < kWarpsPerCamera; ++w) total += sums[w][threadIdx.x];
+  grad.data[12 * c + threadIdx.x] = total;
+}
+
+void rays_forward(Cuda q, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> camera, In<real, kRays, 2> xy,
+                  In<real, kCameras, 4> intrinsics, In<real, kCameras, 12> distortion,
+                  In<int64_t, kCameras> lens, Maybe<In<real, kCameras, 3, 4>> adjustment, int64_t compose,
+                  double eye_distance, Out<real, kRays, 3> origins, Out<real, kRays, 3> directions,
+                  Out<real, kRays> area, Out<real, kRays> norm, Out<bool, kRays> converged) {
+  require(compose >= 0 && compose < kComposes, "compose is 0 (camera) or 1 (world)");
+  const Views v = {poses,
+                   camera,
+                   xy,
+                   intrinsics,
+                   distortion,
+                   lens,
+                   adjustment,
+                   compose == kComposeWorld,
+                   real(eye_distance / 2)};
+  launch("rays_forward", rays_forward_kernel, blocks(camera.size[0], 128), 128, q, v, origins, directions,
+         area, norm, converged);
+}
+
+void rays_backward(Cuda q, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> camera, In<real, kRays, 2> xy,
+                   In<real, kCameras, 4> intrinsics, In<real, kCameras, 12> distortion,
+                   In<int64_t, kCameras> lens, Maybe<In<real, kCameras, 3, 4>> adjustment, int64_t compose,
+                   double eye_distance, Maybe<In<real, kRays, 3>> grad_origins,
+                   Maybe<In<real, kRays, 3>> grad_directions, bool same_every_time,
+                   Maybe<Out<real, kCameras, 3, 4>> grad_poses,
+                   Maybe<Out<real, kCameras, 3, 4>> grad_adjustment) {
+  require(compose >= 0 && compose < kComposes, "compose is 0 (camera) or 1 (world)");
+  const Views v = {poses,
+                   camera,
+                   xy,
+                   intrinsics,
+                   distortion,
+                   lens,
+                   adjustment,
+                   compose == kComposeWorld,
+                   real(eye_distance / 2)};
+  const Gradients g = {grad_origins, grad_directions};
+  const auto sum_into = [&](const Out<real, kCameras, 3, 4>& grad, bool to_adjustment) {
+    if (same_every_time)
+      return launch("rays_backward", rays_backward_same_kernel, blocks(grad.size[0], 1), 32 * kWarpsPerCamera,
+                    q, v, g, to_adjustment, grad);
+    zero("rays_backward", grad.data, sizeof(real) * 12 * grad.size[0], q);
+    launch("rays_backward", rays_backward_kernel, blocks(camera.size[0], 128), 128, q, v, g, to_adjustment,
+           grad);
+  };
+  if (grad_poses) sum_into(grad_poses, false);
+  if (grad_adjustment) sum_into(grad_adjustment, true);
+}
+
+}  // namespace raymarch

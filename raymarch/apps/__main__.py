@@ -1,0 +1,5 @@
+"""`python -m raymarch.apps` is the `raymarch` command."""
+
+from raymarch.apps.cli import main
+
+main()

@@ -1,0 +1,183 @@
+"""`raymarch demo`: a built-in scene, trained from perturbed poses, measured against its exact truth."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from raymarch.config import Config, preset
+from raymarch.data.alignment import align
+from raymarch.data.scene import Scene
+from raymarch.data.synthetic import SyntheticScene, feature_maps, make_scene
+from raymarch.features.query import mask, similarity
+from raymarch.model import Model
+from raymarch.train.evaluate import render_image
+from raymarch.train.metrics import psnr, ssim
+from raymarch.train.runs import start, subset
+from raymarch.train.trainer import Progress, Trainer
+from raymarch.types import Cameras
+
+SIZE = 96  # pixels on a side
+VIEWS, TEST_VIEWS = 40, 6
+NOISE_DEGREES, NOISE_TRANSLATION = 1.0, 0.01  # put on every training pose; the furthest camera is at 1
+QUERIES = ("red ball", "mug")
+THRESHOLD = 0.5  # of the paired similarity: a pixel is the object when it is likelier than every other name
+
+
+def demo_config(steps: int | None, feature_width: int) -> Config:
+    """The tiny preset with every head and pose refinement on."""
+    config = preset("tiny")
+    model = config.model
+    fields = replace(model.fields, feature=replace(model.fields.feature, width=feature_width))
+    poses = replace(model.poses, mode="SO3xR3", compose="camera", translation_penalty=0.0, rotation_penalty=0.0)
+    trainer = config.train.trainer
+    if steps is not None:
+        trainer = replace(trainer, steps=steps)
+    trainer = replace(trainer, save_every=max(trainer.steps, 1))
+    return replace(
+        config,
+        model=replace(model, fields=fields, poses=poses),
+        train=replace(config.train, trainer=trainer),
+    )
+
+
+def demo_scene(truth: SyntheticScene) -> Scene:
+    """The synthetic scene as the trainer sees it: perturbed poses, no truth but the pictures."""
+    return Scene.from_arrays(
+        truth.images,
+        truth.intrinsics,
+        truth.perturbed_camera_to_worlds,
+        features=list(feature_maps(truth)),
+        split=(truth.train, truth.test),
+        orientation="none",
+        center="none",
+        scale=1.0,
+    )
+
+
+def into_learnt_frame(cameras: Cameras, similarity_to_truth: tuple[float, Tensor, Tensor]) -> Cameras:
+    """True cameras expressed in the frame that training settled in."""
+    scale, rotation, translation = similarity_to_truth
+    poses = cameras.camera_to_worlds
+    rotation, translation = rotation.to(poses), translation.to(poses)
+    turned = rotation.T @ poses[:, :, :3]
+    moved = ((poses[:, :, 3] - translation) / scale) @ rotation
+    return replace(cameras, camera_to_worlds=torch.cat([turned, moved[:, :, None]], -1))
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    metrics: dict[str, float]
+    frames: list[dict[str, Tensor]]  # one per held-out view
+    curve: list[Progress]
+    trainer: Trainer
+    truth: SyntheticScene
+    pose_curves: tuple[list[float], ...]  # per camera: rotation before, after, translation before, after
+
+
+def train_demo(steps: int | None = None, device: str = "auto", run: Path | None = None, on_progress=None) -> DemoResult:
+    """Make the scene, train on it, and measure against the truth."""
+    began = time.perf_counter()
+    truth = make_scene(VIEWS, TEST_VIEWS, SIZE, 0, NOISE_DEGREES, NOISE_TRANSLATION)
+    scene = demo_scene(truth)
+    trainer = start(scene, demo_config(steps, truth.feature_vectors.shape[1]), run, device)
+    curve: list[Progress] = []
+
+    def note(progress: Progress) -> None:
+        curve.append(progress)
+        if on_progress:
+            on_progress(progress, trainer.config.steps)
+
+    trainer.train(on_progress=note)
+    metrics, frames, pose_curves = measure(trainer.model, scene, truth, trainer.device)
+    metrics |= {"steps": trainer.step, "train_seconds": trainer.seconds}
+    metrics["total_seconds"] = time.perf_counter() - began
+    return DemoResult(metrics, frames, curve, trainer, truth, pose_curves)
+
+
+def measure(
+    model: Model, scene: Scene, truth: SyntheticScene, device: torch.device
+) -> tuple[dict[str, float], list[dict[str, Tensor]], tuple[list[float], ...]]:
+    """Held-out metrics with held-out cameras aligned to the learnt frame, not refined."""
+    given = subset(scene.cameras, scene.train).camera_to_worlds
+    with torch.no_grad():
+        refined = model.poses.optimized_camera_to_worlds(given.to(device)).cpu()
+    true_poses = truth.camera_to_worlds[list(truth.train)]
+    *_, turned_before, moved_before = align(given, true_poses)
+    scale, rotation, translation, _, turned_after, moved_after = align(refined, true_poses)
+    to_truth = float(scale), rotation, translation
+    cameras = into_learnt_frame(subset(scene.cameras, scene.test, device), to_truth)
+    heads = frozenset({"rgb", "depth", "opacity", "normals", "feature"})
+    frames, quality = [], []
+    errors, angles = [], []
+    hits: dict[str, list[Tensor]] = {name: [] for name in QUERIES}
+    for i, index in enumerate(truth.test):
+        frame = {k: v.cpu() for k, v in render_image(model, cameras, i, heads).items()}
+        image = truth.images[index].float() / 255
+        quality.append((float(psnr(frame["rgb"], image)), float(ssim(frame["rgb"], image))))
+        errors.append((frame["depth"] * to_truth[0] - truth.depth[index]).abs().flatten())
+        turned = frame["normals"] @ to_truth[1].to(frame["normals"]).T
+        cosine = (turned * truth.normals[index]).sum(-1).clamp(-1, 1)
+        solid = truth.ids[index] > 1
+        angles.append(torch.rad2deg(cosine.acos())[solid])
+        for name in QUERIES:
+            frame[f"similarity {name}"] = query(frame["feature"], truth, name)
+            found, real = mask(frame[f"similarity {name}"], THRESHOLD), truth.ids[index] == truth.names.index(name)
+            hits[name].append(torch.stack([(found & real).sum(), (found | real).sum()]))
+        frames.append(frame)
+    depth_scale = truth.depth[list(truth.test)].median()
+    metrics = {
+        "psnr": sum(q[0] for q in quality) / len(quality),
+        "ssim": sum(q[1] for q in quality) / len(quality),
+        "depth_error": float(torch.cat(errors).median() / depth_scale),
+        "normal_error_deg": float(torch.cat(angles).median()),
+        "rotation_error_before_deg": float(turned_before.median()),
+        "rotation_error_after_deg": float(turned_after.median()),
+        "rotation_injected_deg": truth.noise_rotation_deg,
+        "translation_error_before": float(moved_before.median()),
+        "translation_error_after": float(moved_after.median()),
+    }
+    for name in QUERIES:
+        both, either = torch.stack(hits[name]).sum(0).tolist()
+        metrics[f"iou {name}"] = both / max(either, 1)
+    pose_curves = turned_before, turned_after, moved_before, moved_after
+    return metrics, frames, tuple(c.tolist() for c in pose_curves)
+
+
+def query(feature: Tensor, truth: SyntheticScene, name: str) -> Tensor:
+    """Similarity [h, w] of a feature image to a name, against every other name."""
+    at = truth.names.index(name)
+    others = torch.cat([truth.feature_vectors[:at], truth.feature_vectors[at + 1 :]])
+    return similarity(feature, truth.feature_vectors[at : at + 1], others)
+
+
+def run(out: Path, steps: int | None, device: str) -> Path:
+    """Train, measure and write the page into `out`; returns the page's path."""
+    from rich.console import Console
+    from rich import progress as rich_progress
+
+    from raymarch.apps.demo_page import write_demo_page
+    from raymarch.train.checkpoint import saved
+
+    for old in saved(out / "run"):  # the demo's own earlier run
+        old.unlink()
+    (out / "run" / "log.jsonl").unlink(missing_ok=True)
+    columns = (
+        rich_progress.TextColumn("training"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[psnr]}"),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, psnr="")
+
+        def show(progress: Progress, total: int) -> None:
+            bar.update(task, total=total, completed=progress.step, psnr=f"{progress.psnr:5.2f} dB on its rays")
+
+        result = train_demo(steps, device, out / "run", show)
+    return write_demo_page(result, out)

@@ -1,0 +1,105 @@
+"""Pictures and arrays -> files: PNG, 16-bit depth PNG, EXR, npz. Colours are palette.py's."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from raymarch.apps import palette
+from raymarch.apps.palette import array
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """A PNG file of uint8 [h, w, 3 or 4], or of uint16 [h, w]."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def save_rgb(path: str | Path, image) -> None:
+    """A picture [h, w, 3 or 4], float in 0..1 or uint8."""
+    Path(path).write_bytes(png_bytes(palette.rgb(image)))
+
+
+def save_depth(
+    path: str | Path, distances, near: float | None = None, far: float | None = None, scale: str = "inverse"
+) -> None:
+    """Distances [h, w] in colour, to look at; near and far default to what the image holds."""
+    Path(path).write_bytes(png_bytes(palette.depth(distances, near, far, scale)))
+
+
+def save_depth16(path: str | Path, distances, unit: float = 1e-3) -> None:
+    """Distances [h, w] as 16-bit multiples of `unit`: 0 where unknown, 65535 where further than fits."""
+    distances = array(distances).astype(np.float64)
+    known = np.isfinite(distances) & (distances > 0)
+    steps = np.rint(np.where(known, distances, 0) / unit).clip(0, 65535)
+    steps = np.where(np.isposinf(distances), 65535, np.where(known, steps.clip(1), 0))
+    Path(path).write_bytes(png_bytes(steps.astype(np.uint16)))
+
+
+def save_normals(path: str | Path, vectors) -> None:
+    """Unit vectors [h, w, 3] as (n + 1) / 2."""
+    Path(path).write_bytes(png_bytes(palette.normals(vectors)))
+
+
+def save_npz(path: str | Path, frame: dict) -> None:
+    """Arrays by name, as they are, compressed."""
+    arrays = {name: array(values) for name, values in frame.items()}
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def save_exr(path: str | Path, image, channels: tuple[str, ...] | None = None) -> None:
+    """Floats [h, w] or [h, w, n], unclipped, as an uncompressed 32-bit OpenEXR file.
+
+    Channels default to Y, RG, RGB or RGBA by their number; wider images need names.
+    """
+    values = array(image).astype("<f4")
+    values = values[..., None] if values.ndim == 2 else values
+    if values.ndim != 3 or 0 in values.shape:
+        raise ValueError(f"save_exr: an image is [h, w] or [h, w, n], got {list(values.shape)}")
+    height, width, count = values.shape
+    if channels is None and count <= 4:
+        channels = ("Y",) if count == 1 else tuple("RGBA"[:count])
+    if channels is None or len(channels) != count or len(set(channels)) != count:
+        raise ValueError(f"save_exr: {count} channels need {count} different names, got {channels}")
+    order = sorted(
+        range(count), key=lambda i: channels[i]
+    )  # the format wants them in the order of their names
+    header = _exr_header(width, height, [channels[i] for i in order])
+    row_bytes = 4 * width * count
+    first = len(header) + 8 * height
+    offsets = struct.pack(f"<{height}Q", *(first + y * (8 + row_bytes) for y in range(height)))
+    rows = np.ascontiguousarray(
+        values[:, :, order].transpose(0, 2, 1)
+    )  # each line: one channel after another
+    with open(path, "wb") as file:
+        file.write(header + offsets)
+        for y in range(height):
+            file.write(struct.pack("<ii", y, row_bytes) + rows[y].tobytes())
+
+
+def _exr_header(width: int, height: int, channels: list[str]) -> bytes:
+    """Magic number, version 2 (single part, scan lines) and the eight attributes every file must have."""
+    float32 = struct.pack("<iiii", 2, 0, 1, 1)  # type, not perceptually linear, no subsampling
+    listed = b"".join(name.encode() + b"\0" + float32 for name in channels) + b"\0"
+    window = struct.pack("<iiii", 0, 0, width - 1, height - 1)
+    attributes = (
+        ("channels", "chlist", listed),
+        ("compression", "compression", b"\0"),
+        ("dataWindow", "box2i", window),
+        ("displayWindow", "box2i", window),
+        ("lineOrder", "lineOrder", b"\0"),
+        ("pixelAspectRatio", "float", struct.pack("<f", 1)),
+        ("screenWindowCenter", "v2f", struct.pack("<ff", 0, 0)),
+        ("screenWindowWidth", "float", struct.pack("<f", 1)),
+    )
+    body = (
+        b"%s\0%s\0%s%s" % (name.encode(), kind.encode(), struct.pack("<i", len(data)), data)
+        for name, kind, data in attributes
+    )
+    return struct.pack("<ii", 20000630, 2) + b"".join(body) + b"\0"

@@ -1,0 +1,127 @@
+"""Image files to uint8 arrays: formats, bit depths, averaging down. Nothing in a file is ever run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from raymarch.data.error import SceneError
+
+# Decoders that only decode; PIL has others, and its EPS one starts a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", ".tiff", ".bmp")
+EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded image and what its file says of itself."""
+
+    pixels: np.ndarray  # [h, w, 3 or 4] uint8, straight alpha
+    width: int  # in the file, before averaging down
+    height: int
+    turned: bool  # EXIF asks viewers to turn it, which we do not
+
+
+def read_photo(path: Path, downscale: float = 1) -> Photo:
+    """Decode to RGB or RGBA and average down. SceneError names the file where that fails."""
+    image, turned = _open(path)
+    width, height = image.size
+    return Photo(np.array(shrink(_colour(image, path), downscale, path)), width, height, turned)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """[h, w] bool: nonzero keeps the pixel."""
+    image, _ = _open(path)
+    if image.mode in ("RGB", "RGBA", "P", "LA", "CMYK", "YCbCr"):
+        image = image.convert("L")
+    return np.array(image) != 0
+
+
+def read_numbers(path: Path) -> np.ndarray:
+    """[h, w] float32 from a single-channel image of 8 or 16 bits or float, or from a .npy array."""
+    if path.suffix == ".npy":
+        try:
+            values = np.load(path, allow_pickle=False)
+        except Exception as error:  # a damaged header raises what it likes
+            raise SceneError(f"{path} cannot be read as an array: {error}") from None
+    else:
+        values = np.array(_open(path)[0])
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim != 2 or values.dtype.kind not in "uif":
+        shape = list(values.shape)
+        raise SceneError(f"{path} should hold one number per pixel, not {values.dtype} of shape {shape}")
+    return values.astype(np.float32)
+
+
+def read_positive_normals(path: Path) -> np.ndarray:
+    """[h, w, 3] float32 in 0..1: the positive part of world normals, NaN where alpha is not full."""
+    image = _open(path)[0].convert("RGBA")
+    values = np.array(image, dtype=np.float32) / 255
+    return np.where(values[:, :, 3:] == 1, values[:, :, :3], np.float32("nan"))
+
+
+def photo_size(path: Path) -> tuple[int, int]:
+    """Width and height from the file's header."""
+    return _open(path, decode=False)[0].size
+
+
+def shrunk_size(width: int, height: int, factor: float) -> tuple[int, int]:
+    """Pixels left after averaging down: a part of a pixel at the right and the bottom is dropped."""
+    return int(width / factor + 1e-9), int(height / factor + 1e-9)
+
+
+def shrink(image: Image.Image, factor: float, path: Path) -> Image.Image:
+    """Average over areas of factor x factor pixels; straight alpha weighs the colours."""
+    if factor == 1:
+        return image
+    width, height = shrunk_size(*image.size, factor)
+    if min(width, height) < 1:
+        size = f"{image.size[0]} x {image.size[1]}"
+        raise SceneError(f"{path} has {size} pixels: too few to downscale by {factor:g}")
+    if factor == int(factor):
+        factor = int(factor)
+        return image.crop((0, 0, width * factor, height * factor)).reduce(factor)
+    right, bottom = min(width * factor, image.size[0]), min(height * factor, image.size[1])
+    return image.resize((width, height), Image.Resampling.BOX, box=(0, 0, right, bottom))
+
+
+def shrink_nearest(values: np.ndarray, factor: float) -> np.ndarray:
+    """Pick the value at each larger pixel's centre: masks, depths and normals must not be averaged."""
+    if factor == 1:
+        return values
+    width, height = shrunk_size(values.shape[1], values.shape[0], factor)
+    rows = ((np.arange(height) + 0.5) * factor).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * factor).astype(np.int64)
+    return np.ascontiguousarray(values[rows][:, columns])
+
+
+def _open(path: Path, decode: bool = True) -> tuple[Image.Image, bool]:
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if decode:
+                image.load()
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1)
+        return image, turned
+    except Exception as error:  # broken files make decoders raise SyntaxError, struct.error, zlib.error ...
+        reason = str(error) if isinstance(error, OSError) and error.errno is None else repr(error)
+        if "cannot identify image file" in reason:
+            reason = f"empty, truncated or not one of {', '.join(FORMATS)}"
+        raise SceneError(f"{path} cannot be read as an image: {reason}") from None
+
+
+def _colour(image: Image.Image, path: Path) -> Image.Image:
+    """RGB, or RGBA where there is alpha. Sixteen bits round to eight; grey becomes three equal channels."""
+    mode = image.mode
+    if mode == "F":
+        raise SceneError(f"{path} holds floating-point pixels: save the photo with 8 or 16 bits per channel")
+    if mode.startswith("I"):
+        wide = np.clip(np.array(image), 0, 65535).astype(np.uint32)
+        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    alpha = mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    wanted = "RGBA" if alpha else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)

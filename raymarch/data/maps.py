@@ -1,0 +1,90 @@
+"""Feature maps: one coarse grid of vectors per image, kept in half precision.
+
+A pixel reads the cell trunc(pixel * cells / pixels) of its image's grid (spec 12.4), or blends four cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raymarch.data.error import SceneError, some
+
+MODES = ("nearest", "bilinear")
+FLOATS = ("float16", "float32", "float64", "bfloat16")
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMaps:
+    """One map per image, all of one width D; grids may differ in size."""
+
+    maps: tuple[Tensor, ...]  # [h, w, D] float16
+    kind: str = "unnamed"  # what made them: clip, dino, ...
+    mode: str = "nearest"  # how a pixel reads them
+
+    @property
+    def width(self) -> int:
+        """D"""
+        return self.maps[0].shape[2]
+
+
+def feature_maps(
+    features, sizes: Sequence[tuple[int, int]], names: Sequence[str], kind="unnamed", mode="nearest"
+) -> FeatureMaps | None:
+    """Check maps against images of sizes (width, height). `features`: FeatureMaps, [N, h, w, D] or a list."""
+    if features is None:
+        return None
+    if isinstance(features, FeatureMaps):
+        features, kind, mode = features.maps, features.kind, features.mode
+    if mode not in MODES:
+        raise SceneError(f"feature maps are read by mode {' or '.join(MODES)}, not {mode!r}")
+    listed = list(features)
+    if len(listed) != len(names):
+        raise SceneError(f"there are {len(listed)} feature maps for {len(names)} images")
+    maps = tuple(_map(x, size, name) for x, size, name in zip(listed, sizes, names, strict=True))
+    widths = sorted({x.shape[2] for x in maps})
+    if len(widths) > 1:
+        raise SceneError(f"feature maps differ in width: {widths}")
+    return FeatureMaps(maps, kind, mode)
+
+
+def _map(value, size: tuple[int, int], name: str) -> Tensor:
+    array = value.detach().cpu() if isinstance(value, Tensor) else np.asarray(value)
+    if array.ndim != 3 or 0 in array.shape or not str(array.dtype).removeprefix("torch.").startswith(FLOATS):
+        raise SceneError(f"the feature map of {name} should be floats of shape [h, w, D], "
+                         f"not {array.dtype} of shape {list(array.shape)}")  # fmt: skip
+    rows, columns = array.shape[:2]
+    width, height = size
+    if abs(columns * height - rows * width) > width + height:  # more than a cell off the image's shape
+        raise SceneError(f"the feature map of {name} has {columns} x {rows} cells, "
+                         f"which does not fit an image of {width} x {height} pixels")  # fmt: skip
+    half = torch.as_tensor(array).to(torch.float16).contiguous()
+    if not half.isfinite().all():
+        raise SceneError(f"the feature map of {name} holds numbers that are not finite or exceed 65504")
+    return half
+
+
+def read_feature_maps(path: str | Path, names: Sequence[str]) -> FeatureMaps:
+    """Maps from a .npz of `features` [N, h, w, D] (or `features_int8` and `scale` [D]) and `file_names` [N].
+
+    Maps are matched to `names` by file name. Nothing in the file is executed (no pickle).
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            rows = {str(x): i for i, x in enumerate(stored["file_names"])}
+            packed = "features_int8" in stored
+            values = stored["features_int8"] * stored["scale"] if packed else stored["features"]
+    except FileNotFoundError:
+        raise SceneError(f"feature file {path} does not exist") from None
+    except Exception as error:  # damaged archives raise whatever their damage hits first
+        raise SceneError(f"feature file {path} cannot be read: {error}") from None
+    if len(rows) != len(values):
+        raise SceneError(f"feature file {path} has {len(values)} maps and {len(rows)} different file names")
+    if missing := [name for name in names if name not in rows]:
+        raise SceneError(f"feature file {path} has no map for {some(missing)}")
+    return FeatureMaps(tuple(torch.from_numpy(values[rows[x]]) for x in names), Path(path).stem)

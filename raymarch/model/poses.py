@@ -1,0 +1,130 @@
+"""Pose refinement: six numbers per training camera to an adjustment of its pose."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raymarch.ops.pose import MODES, SMALL_ANGLES, pose
+from raymarch.ops.rays import COMPOSES
+
+
+@dataclass(frozen=True)
+class PosesConfig:
+    """How camera poses are refined. The defaults are those of nerfacto in nerfstudio 1.1."""
+
+    mode: str = "SO3xR3"  # off, SO3xR3 or SE3
+    compose: str = "world"  # camera: pose x adjustment; world: turn about the centre, move along world axes
+    translation_penalty: float = 1e-2  # times the mean length of the translations, scene units
+    rotation_penalty: float = 1e-3  # times the mean angle, radians
+    frozen: tuple[int, ...] = ()  # ids of cameras whose poses are kept
+    trainable: tuple[int, ...] | None = (
+        None  # ids of the only cameras to refine; None: all that are not frozen
+    )
+    small_angle: str = "exact"  # or nerfstudio: its clamp at 0.01 rad, SO3xR3 only
+
+
+def compose(camera_to_worlds: Tensor, adjustment: Tensor, how: str) -> Tensor:
+    """Poses [C, 3, 4] with adjustments [C, 3, 4] applied, as `rays` applies them; always float32 arithmetic.
+
+    camera: [R dR | t + R dt]; world: [dR R | t + dt]. Sums of products and not `@`, which autocast and TF32
+    may round.
+    """
+    if how not in COMPOSES:
+        raise ValueError(f"compose: how is {how!r}, expected one of {', '.join(COMPOSES)}")
+    R, t = camera_to_worlds[..., :3], camera_to_worlds[..., 3:]
+    dR, dt = adjustment[..., :3], adjustment[..., 3:]
+    left, right = (R, dR) if how == "camera" else (dR, R)
+    turned = (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
+    moved = t + ((R.unsqueeze(-1) * dt.unsqueeze(-3)).sum(-2) if how == "camera" else dt)
+    return torch.cat([turned, moved], dim=-1)
+
+
+class Poses(nn.Module):
+    """The adjustments of `cameras` training cameras; ids are places in that list, not frame numbers.
+
+    Their poses can be read in both of the usual ways: as the six numbers, `poses.adjustment` [C, 6] =
+    (translation, rotation vector), or as matrices, `poses()` [C, 3, 4]; `optimized_camera_to_worlds` applies
+    them. A frozen camera's adjustment is the identity with no gradient, whatever its six numbers say.
+    """
+
+    free: Tensor | None
+
+    def __init__(self, config: PosesConfig, cameras: int):
+        super().__init__()
+        _check(config, cameras)
+        self.config = config
+        self.cameras = cameras
+        moving = _moving(config, cameras)
+        refines = config.mode != "off"
+        self.adjustment = nn.Parameter(torch.zeros(cameras, 6)) if refines else None
+        mask = torch.tensor(moving).reshape(cameras, 1) if refines and not all(moving) else None
+        self.register_buffer("free", mask, persistent=False)
+
+    def _xi(self) -> Tensor | None:
+        if self.adjustment is None or self.free is None:
+            return self.adjustment
+        return torch.where(self.free, self.adjustment, 0.0)
+
+    def forward(self, cameras: Tensor | None = None) -> Tensor | None:
+        """Adjustments [C, 3, 4], or those of the cameras asked for, by id. None where the mode is off."""
+        xi = self._xi()
+        if xi is None:
+            return None
+        xi = xi if cameras is None else xi[cameras]
+        return pose(xi, self.config.mode, self.config.small_angle)
+
+    def optimized_camera_to_worlds(self, camera_to_worlds: Tensor) -> Tensor:
+        """The poses [C, 3, 4] of all training cameras, refined."""
+        if camera_to_worlds.shape != (self.cameras, 3, 4):
+            raise ValueError(
+                f"poses: camera_to_worlds is {tuple(camera_to_worlds.shape)}, expected {(self.cameras, 3, 4)}"
+            )
+        adjustment = self()
+        if adjustment is None:
+            return camera_to_worlds
+        return compose(camera_to_worlds, adjustment, self.config.compose)
+
+    def regulariser(self) -> Tensor | None:
+        """Penalty on the size of the adjustments: lengths, not squares. None where none is asked for."""
+        xi, config = self._xi(), self.config
+        if xi is None or (config.translation_penalty == 0 and config.rotation_penalty == 0):
+            return None
+        lengths = torch.linalg.vector_norm(xi.view(self.cameras, 2, 3), dim=-1).mean(0)
+        return config.translation_penalty * lengths[0] + config.rotation_penalty * lengths[1]
+
+    @torch.no_grad()
+    def sizes(self) -> tuple[Tensor, Tensor]:
+        """How far each camera was moved [C], in scene units, and turned [C], in degrees."""
+        xi, adjustment = self._xi(), self()
+        if xi is None or adjustment is None:
+            return torch.zeros(self.cameras), torch.zeros(self.cameras)
+        return adjustment[..., 3].norm(dim=-1), xi[:, 3:].norm(dim=-1) * (180 / math.pi)
+
+
+def _check(config: PosesConfig, cameras: int) -> None:
+    for name, value, words in (
+        ("mode", config.mode, ("off", *MODES)),
+        ("compose", config.compose, tuple(COMPOSES)),
+        ("small_angle", config.small_angle, SMALL_ANGLES),
+    ):
+        if value not in words:
+            raise ValueError(f"poses: {name} is {value!r}, expected one of {', '.join(words)}")
+    if config.small_angle != "exact" and config.mode == "SE3":
+        raise ValueError("poses: small_angle 'nerfstudio' exists for mode SO3xR3 only, got SE3")
+    for name, ids in (("frozen", config.frozen), ("trainable", config.trainable or ())):
+        if wrong := [i for i in ids if not 0 <= i < cameras]:
+            raise ValueError(f"poses: {name} names camera {wrong[0]}, expected 0 to {cameras - 1}")
+
+
+def _moving(config: PosesConfig, cameras: int) -> list[bool]:
+    frozen = set(config.frozen)
+    wanted = set(range(cameras)) - frozen if config.trainable is None else set(config.trainable)
+    if both := sorted(frozen & wanted):
+        raise ValueError(
+            f"poses: camera {both[0]} is named by both frozen and trainable, expected one of them"
+        )
+    if config.mode != "off" and cameras > 0 and not wanted:
+        raise ValueError(f"poses: all {cameras} cameras are frozen; mode 'off' says that")
+    return [i in wanted for i in range(cameras)]

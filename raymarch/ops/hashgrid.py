@@ -1,0 +1,205 @@
+"""Multiresolution hash grid: features of positions in the unit cube (Mueller et al. 2022, Instant NGP)."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raymarch import _C
+from raymarch.ops._op import differentiable, launch, op
+
+INTERPOLATIONS = ("linear", "smoothstep")
+LAYOUTS = ("tcnn", "nerfstudio")
+FEATURES = (1, 2, 4, 8)
+
+
+class LevelLayout(NamedTuple):
+    """One level of a grid: vertices per axis, cells per unit, entries in the table, where they start."""
+
+    resolution: int
+    scale: float
+    entries: int
+    offset: int
+
+
+def _number(name: str, word: str, words: tuple[str, ...]) -> int:
+    if word not in words:
+        raise ValueError(f"hashgrid: {name} is {word!r}, expected one of {', '.join(words)}")
+    return words.index(word)
+
+
+@lru_cache(maxsize=256)
+def table_layout(
+    levels: int, base_resolution: int, max_resolution: int, log2_size: int, layout: str = "tcnn"
+) -> tuple[LevelLayout, ...]:
+    """Where each level of a grid lies in its table [entries, features].
+
+    `layout="tcnn"` is tiny-cuda-nn's: coarse levels dense, the others hashed into 2**log2_size entries.
+    `layout="nerfstudio"` is that of nerfstudio's torch fallback: every level hashed.
+    """
+    if levels < 1:
+        raise ValueError(f"hashgrid: levels is {levels}, expected 1 to 32")
+    rows = torch.empty(levels, 4, dtype=torch.float64)
+    mode = _number("layout", layout, LAYOUTS)
+    # The rows are float64 in every build, so their dtype must not pick the core.
+    _C.hashgrid_layout(rows, base_resolution, max_resolution, log2_size, mode)
+    return tuple(LevelLayout(int(r), s, int(n), int(o)) for r, s, n, o in rows.tolist())
+
+
+def _vectorisable(x: Tensor) -> Tensor:
+    """CUDA kernels read rows in vectors of up to 16 bytes; torch's allocations start at such addresses."""
+    if x.is_cuda and x.storage_offset() * x.element_size() % 16:
+        return x.clone()
+    return x
+
+
+@op
+def hashgrid_forward(
+    x: Tensor,
+    table: Tensor,
+    stored: Tensor | None,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: int,
+    layout: int,
+) -> Tensor:
+    looked_up = _vectorisable(table if stored is None else stored)
+    y = x.new_empty(x.shape[0], levels * table.shape[1])
+    settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
+    launch("hashgrid_forward", x, looked_up, *settings, y)
+    return y
+
+
+@op
+def hashgrid_backward(
+    x: Tensor,
+    table: Tensor,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: int,
+    layout: int,
+    grad_y: Tensor,
+    deterministic: bool,
+) -> Tensor:
+    grad_table = torch.zeros_like(table)
+    # Integer sums have no order; one more number holds the largest gradient, which sets their scale.
+    exact = None
+    if deterministic and x.is_cuda:
+        exact = torch.zeros(table.numel() + 1, dtype=torch.int64, device=x.device)
+    settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
+    launch("hashgrid_backward", x, *settings, _vectorisable(grad_y), exact, grad_table)
+    return grad_table
+
+
+@op
+def hashgrid_slope(
+    x: Tensor,
+    table: Tensor,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: int,
+    layout: int,
+    grad_y: Tensor,
+) -> Tensor:
+    grad_x = torch.empty_like(x)
+    settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
+    launch("hashgrid_input_gradient", x, _vectorisable(table), *settings, grad_y, grad_x)
+    return grad_x
+
+
+def _backward(inputs, saved, grads, needs):
+    x, table, stored, *settings = inputs
+    (grad_y,) = grads
+    grad_x = grad_table = None
+    if needs[0]:
+        grad_x = hashgrid_slope(x, table if stored is None else stored, *settings, grad_y)
+    if needs[1]:
+        exactly = torch.are_deterministic_algorithms_enabled()
+        grad_table = hashgrid_backward(x, table, *settings, grad_y, exactly)
+    return grad_x, grad_table, *(None for _ in inputs[2:])
+
+
+_hashgrid = differentiable(hashgrid_forward, _backward)
+
+
+def _check(x: Tensor, table: Tensor, stored: Tensor | None, settings: tuple[int, int, int, int], layout: str):
+    if table.dim() != 2 or table.shape[1] not in FEATURES:
+        shape = tuple(table.shape)
+        raise ValueError(f"hashgrid: table has shape {shape}, expected [entries, 1, 2, 4 or 8 features]")
+    last = table_layout(*settings, layout)[-1]
+    entries = last.offset + last.entries
+    if table.shape[0] != entries:
+        raise ValueError(
+            f"hashgrid: table has {table.shape[0]} entries, expected {entries} for levels={settings[0]}, "
+            f"base_resolution={settings[1]}, max_resolution={settings[2]}, log2_size={settings[3]}"
+        )
+    if stored is not None and stored.shape != table.shape:
+        raise ValueError(
+            f"hashgrid: stored has shape {tuple(stored.shape)}, expected that of table, {tuple(table.shape)}"
+        )
+    if table.requires_grad and table.dtype != x.dtype:
+        raise TypeError(
+            f"hashgrid: table has dtype {table.dtype}, expected {x.dtype} to take a gradient; "
+            "pass a half copy as stored"
+        )
+
+
+def hashgrid(
+    x: Tensor,
+    table: Tensor,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: str = "linear",
+    stored: Tensor | None = None,
+    layout: str = "tcnn",
+) -> Tensor:
+    """Look positions up in a hash grid.
+
+    x: [P, 3] float32 in [0, 1]; outside, the last cell extrapolates, and NaN gives NaN.
+    table: [N, F] float32 with F = 1, 2, 4 or 8 and N as `table_layout` says; entries follow level by level.
+    stored: [N, F] float16 or bfloat16 copy of the table to look up instead; the gradient still goes to `table`.
+    Returns [P, levels * F] float32, level-major. Gradients to x and table, summed in float32.
+
+    Resolutions grow geometrically from base_resolution to max_resolution; a level has at most 2**log2_size
+    entries. The default layout, order and +0.5 shift are tiny-cuda-nn's; `layout="nerfstudio"` is nerfstudio's
+    torch fallback, whose tables are not interchangeable with it. With torch.use_deterministic_algorithms(True)
+    the gradient to the table is the same in every run.
+
+    Raises ValueError for a table of another size or an unknown mode, TypeError for a half table that requires
+    grad.
+    """
+    modes = _number("interpolation", interpolation, INTERPOLATIONS), _number("layout", layout, LAYOUTS)
+    settings = (levels, base_resolution, max_resolution, log2_size)
+    _check(x, table, stored, settings, layout)
+    return _hashgrid(x, table, stored, *settings, *modes)
+
+
+def hashgrid_input_gradient(
+    x: Tensor,
+    table: Tensor,
+    grad_y: Tensor,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: str = "linear",
+    layout: str = "tcnn",
+) -> Tensor:
+    """Gradient to x [P, 3] of `hashgrid` for upstream gradients grad_y [P, levels * F], as values.
+
+    `table` is the one looked up, in float32, float16 or bfloat16. Nothing is recorded for autograd.
+    """
+    modes = _number("interpolation", interpolation, INTERPOLATIONS), _number("layout", layout, LAYOUTS)
+    settings = (levels, base_resolution, max_resolution, log2_size)
+    x, table, grad_y = x.detach(), table.detach(), grad_y.detach()
+    _check(x, table, None, settings, layout)
+    return hashgrid_slope(x, table, *settings, *modes, grad_y)

@@ -1,0 +1,72 @@
+"""Which pixels to look at, and what the images and feature maps hold there."""
+
+import torch
+from torch import Tensor
+
+from raymarch.ops._op import launch, op
+
+LOOKUPS = ("nearest", "bilinear")
+
+
+@op
+def draw_pixels_forward(
+    counter: Tensor, starts: Tensor, widths: Tensor, valid: Tensor | None, count: int, stream: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    camera = counter.new_empty(count)
+    index = counter.new_empty(count)
+    xy = counter.new_empty(count, 2, dtype=torch.float32)
+    launch("draw_pixels", counter, starts, widths, valid, camera, xy, index, stream)
+    return camera, xy, index
+
+
+@op
+def gather_pixels_forward(images: Tensor, index: Tensor, channels: int) -> Tensor:
+    colour = images.new_empty(index.shape[0], channels, dtype=torch.float32)
+    launch("gather_pixels", images, index, colour)
+    return colour
+
+
+@op
+def gather_features_forward(
+    maps: Tensor, map_starts: Tensor, map_size: Tensor, image_size: Tensor, camera: Tensor, xy: Tensor, mode: int
+) -> Tensor:
+    feature = xy.new_empty(camera.shape[0], maps.shape[1])
+    launch("gather_features", maps, map_starts, map_size, image_size, camera, xy, feature, mode)
+    return feature
+
+
+def draw_pixels(
+    counter: Tensor, starts: Tensor, widths: Tensor, count: int, stream: int = 0, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw `count` pixels evenly from all images: camera [R] int64, centre xy [R, 2] float32, number [R] int64.
+
+    counter [2] int64 = (seed, step); starts [C + 1] int64 counts the pixels of all images before each; widths
+    [C] int64. `valid` [K] int64 lists the pixel numbers that may be drawn (a mask). The draw depends on
+    nothing but the counter, the stream and the ray's number.
+    """
+    return draw_pixels_forward(counter, starts, widths, valid, count, stream)
+
+
+def gather_pixels(images: Tensor, index: Tensor, channels: int) -> Tensor:
+    """Colours [R, channels] in 0..1 of pixels by number [R], from uint8 images laid out flat one after another."""
+    return gather_pixels_forward(images, index, channels)
+
+
+def gather_features(
+    maps: Tensor,
+    map_starts: Tensor,
+    map_size: Tensor,
+    image_size: Tensor,
+    camera: Tensor,
+    xy: Tensor,
+    mode: str = "nearest",
+) -> Tensor:
+    """Feature vectors [R, D] float32 under pixel centres xy [R, 2] of images `camera` [R].
+
+    maps [cells, D] holds all maps one after another (float32, float16 or bfloat16), map_starts [C] their first
+    cells, map_size and image_size [C, 2] int64 widths and heights. `nearest` is F3RM's lookup, trunc(pixel
+    size ratio) with pixels counted from 0; `bilinear` interpolates between cell centres.
+    """
+    if mode not in LOOKUPS:
+        raise ValueError(f"gather_features: mode is {mode!r}, expected one of {', '.join(LOOKUPS)}")
+    return gather_features_forward(maps, map_starts, map_size, image_size, camera, xy, LOOKUPS.index(mode))
