@@ -16,7 +16,9 @@ void draw_pixels(Cpu, In<int64_t, 2> counter, In<int64_t, kEdges> starts, In<int
   parallel_for(camera.size[0], 64, [&](int64_t ray) {
     const int64_t drawn = uniform_below(key, uint64_t(ray), choices);
     const int64_t pixel = valid ? valid.data[drawn] : drawn;
+    require(pixel >= 0 && pixel < starts.data[cameras], "valid names a pixel outside the images");
     const int64_t image = owner(starts.data, cameras, pixel), place = pixel - starts.data[image];
+    require(widths.data[image] > 0, "an image with pixels has no width");
     const int64_t row = place / widths.data[image];
     camera.data[ray] = image, index.data[ray] = pixel;
     xy.data[2 * ray] = float(place - row * widths.data[image]) + 0.5f;
@@ -45,6 +47,9 @@ void gather_features(Cpu, Payload<kEntries, kChannels> maps, In<int64_t, kCamera
       const int64_t image = camera.data[ray];
       require(image >= 0 && image < map_size.size[0], "camera points outside the maps");
       const int64_t *map = map_size.data + 2 * image, *size = image_size.data + 2 * image;
+      require(map_starts.data[image] >= 0 && map[0] > 0 && map[1] > 0 &&
+                  map_starts.data[image] + map[0] * map[1] <= maps.size[0],
+              "map_starts and map_size reach outside the maps");
       const auto* base = maps.data + map_starts.data[image] * channels;
       const float x = xy.data[2 * ray], y = xy.data[2 * ray + 1];
       float* out = feature.data + ray * channels;

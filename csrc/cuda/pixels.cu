@@ -10,8 +10,8 @@ constexpr int kThreads = 256;
 // One thread per ray.
 __global__ void __launch_bounds__(kThreads)
     draw_pixels_kernel(In<int64_t, 2> counter, In<int64_t, kEdges> starts, In<int64_t, kCameras> widths,
-                       Maybe<In<int64_t, kEntries>> valid, Out<int64_t, kRays> camera, Out<float, kRays, 2> xy,
-                       Out<int64_t, kRays> index, int64_t stream) {
+                       Maybe<In<int64_t, kEntries>> valid, Out<int64_t, kRays> camera,
+                       Out<float, kRays, 2> xy, Out<int64_t, kRays> index, int64_t stream) {
   const int64_t ray = item(), cameras = widths.size[0];
   if (ray >= camera.size[0]) return;
   const uint64_t key = random_key(counter.data[0], counter.data[1], stream);
@@ -46,20 +46,25 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
   if (ray >= camera.size[0]) return;
   const int64_t image = camera.data[ray];
   float* out = feature.data + ray * channels;
-  if (image < 0 || image >= map_size.size[0]) {
+  const bool known = image >= 0 && image < map_size.size[0];
+  const int64_t first = known ? map_starts.data[image] : -1,
+                cells = known ? map_size.data[2 * image] * map_size.data[2 * image + 1] : 0;
+  if (first < 0 || cells <= 0 || first + cells > maps.size[0]) {
     for (int64_t c = lane(); c < channels; c += 32) out[c] = nanf("");
     return;
   }
   const int64_t *map = map_size.data + 2 * image, *size = image_size.data + 2 * image;
-  const T* base = maps.data + map_starts.data[image] * channels;
+  const T* base = maps.data + first * channels;
   const float x = xy.data[2 * ray], y = xy.data[2 * ray + 1];
   if (mode == 0) {
-    const T* cell = base + (nearest_cell(y, size[1], map[1]) * map[0] + nearest_cell(x, size[0], map[0])) * channels;
+    const T* cell =
+        base + (nearest_cell(y, size[1], map[1]) * map[0] + nearest_cell(x, size[0], map[0])) * channels;
     for (int64_t c = lane(); c < channels; c += 32) out[c] = to_float(cell[c]);
     return;
   }
   const Cells u = cells_around(x, size[0], map[0]), v = cells_around(y, size[1], map[1]);
-  const T *a = base + (v.first * map[0] + u.first) * channels, *b = base + (v.first * map[0] + u.second) * channels,
+  const T *a = base + (v.first * map[0] + u.first) * channels,
+          *b = base + (v.first * map[0] + u.second) * channels,
           *p = base + (v.second * map[0] + u.first) * channels,
           *q = base + (v.second * map[0] + u.second) * channels;
   for (int64_t c = lane(); c < channels; c += 32) {
@@ -74,8 +79,8 @@ void draw_pixels(Cuda q, In<int64_t, 2> counter, In<int64_t, kEdges> starts, In<
                  Out<int64_t, kRays> index, int64_t stream) {
   require(starts.size[0] == widths.size[0] + 1, "starts must have one number more than widths");
   require(widths.size[0] > 0 && (!valid || valid.size[0] > 0), "there are no pixels to draw from");
-  launch("draw_pixels", draw_pixels_kernel, blocks(camera.size[0], kThreads), kThreads, q, counter, starts, widths,
-         valid, camera, xy, index, stream);
+  launch("draw_pixels", draw_pixels_kernel, blocks(camera.size[0], kThreads), kThreads, q, counter, starts,
+         widths, valid, camera, xy, index, stream);
 }
 
 void gather_pixels(Cuda q, In<uint8_t, kBytes> images, In<int64_t, kRays> index,

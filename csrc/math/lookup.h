@@ -17,10 +17,15 @@ RM_HD int64_t owner(const int64_t* starts, int64_t count, int64_t index) {
   return low;
 }
 
+// The cell that holds a place counted in cells; the first or last where the place is outside, or not a
+// number.
+RM_HD int64_t bounded_cell(float place, int64_t map) {
+  return place >= float(map - 1) ? map - 1 : place > 0 ? int64_t(place) : 0;
+}
+
 // The cell under a pixel centre as F3RM finds it: trunc(pixel * map / image), pixel counted from 0.
 RM_HD int64_t nearest_cell(float centre, int64_t image, int64_t map) {
-  const int64_t cell = int64_t(std::floor(centre) * (float(map) / float(image)));
-  return cell < map - 1 ? cell : map - 1;
+  return bounded_cell(std::floor(centre) * (float(map) / float(image)), map);
 }
 
 // The two cells around a pixel centre and the share of the second, cell centres lying at + 1/2.
@@ -29,11 +34,8 @@ struct Cells {
   float share;
 };
 RM_HD Cells cells_around(float centre, int64_t image, int64_t map) {
-  const float place = centre * (float(map) / float(image)) - 0.5f;
-  const float low = std::floor(place), most = float(map - 1);
-  const float first = low < 0 ? 0 : low > most ? most : low, next = low + 1;
-  const float second = next < 0 ? 0 : next > most ? most : next;
-  return {int64_t(first), int64_t(second), place - low};
+  const float place = centre * (float(map) / float(image)) - 0.5f, low = std::floor(place);
+  return {bounded_cell(low, map), bounded_cell(low + 1, map), place - low};
 }
 
 }  // namespace raymarch
