@@ -174,7 +174,10 @@ template <class V>
 struct Arg<Maybe<V>> {
   static Maybe<V> read(Call& call, PyObject* obj) {
     if (obj == Py_None) return Maybe<V>{};
-    return Maybe<V>{Arg<V>::read(call, obj)};
+    Maybe<V> given{Arg<V>::read(call, obj)};
+    static char nothing;  // an empty array, whose data may be null, is not an absent one
+    if (!given.data) given.data = reinterpret_cast<decltype(given.data)>(&nothing);
+    return given;
   }
 };
 

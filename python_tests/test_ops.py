@@ -46,11 +46,13 @@ def test_gradient_by_finite_differences(case):
 
 
 def test_traces_without_graph_breaks(case, device):
+    torch._dynamo.reset()  # `total` is one piece of code for all rows, and dynamo retraces a piece only so often
     args = with_grad(case, moved(case.inputs(8), device))
 
     def total(*a):
         return sum(o.double().square().sum() for o in several(case.op(*a)) if o.is_floating_point())
 
+    torch._dynamo.reset()  # rows share this code, and each recompiles it
     compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), total(*args), rtol=1e-5, atol=1e-8)
 
@@ -107,8 +109,9 @@ def test_broken_numbers_break_nothing_else(case, device):
         args = with_grad(case, moved(case.inputs(9), device))
         with torch.no_grad():
             for a in args:
-                if isinstance(a, Tensor) and a.is_floating_point() and a.numel():
-                    a.view(-1)[:: max(1, a.numel() // 5)] = number
+                if isinstance(a, Tensor) and a.is_floating_point():
+                    broken = torch.tensor(number).to(a.dtype).item()  # infinite where a half holds no more
+                    a.masked_fill_(torch.rand(a.shape, device=device) < 0.2, broken)
         run(case, args)
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -12,9 +12,238 @@ has_cuda: bool
 cuda_archs: str
 cuda_version: str
 
-# Contract positions into the ball of radius two.
-def contract_forward(x: Array, y: Array, /) -> None: ...
-def contract_backward(x: Array, grad_y: Array, grad_x: Array, /) -> None: ...
+# Draw pixels evenly from all images: their number, camera and centre. `starts` counts the pixels of the
+# images
+# before each one; `valid`, if given, lists the pixels that may be drawn. `counter` is (seed, step).
+def draw_pixels(
+    counter: Array,
+    starts: Array,
+    widths: Array,
+    valid: Array | None,
+    camera: Array,
+    xy: Array,
+    index: Array,
+    stream: int,
+    /,
+) -> None: ...
+
+# Colours of pixels by number, from 8-bit images one after another, as 0 .. 1.
+def gather_pixels(images: Array, index: Array, colour: Array, /) -> None: ...
+
+# Feature vectors under pixels, from maps one after another, nearest (0) or bilinear (1).
+def gather_features(
+    maps: Array,
+    map_starts: Array,
+    map_size: Array,
+    image_size: Array,
+    camera: Array,
+    xy: Array,
+    feature: Array,
+    mode: int,
+    /,
+) -> None: ...
+
+# The exponential map of each camera's pose adjustment.
+def pose_forward(xi: Array, mode: int, clamped: bool, pose: Array, /) -> None: ...
+def pose_backward(xi: Array, mode: int, clamped: bool, grad_pose: Array, grad_xi: Array, /) -> None: ...
+
+# The ray through each pixel; the gradient to the poses is summed per camera.
+def rays_forward(
+    camera_to_worlds: Array,
+    camera: Array,
+    xy: Array,
+    intrinsics: Array,
+    distortion: Array,
+    lens: Array,
+    adjustment: Array | None,
+    compose: int,
+    eye_distance: float,
+    origins: Array,
+    directions: Array,
+    area: Array,
+    directions_norm: Array,
+    converged: Array,
+    /,
+) -> None: ...
+def rays_backward(
+    camera_to_worlds: Array,
+    camera: Array,
+    xy: Array,
+    intrinsics: Array,
+    distortion: Array,
+    lens: Array,
+    adjustment: Array | None,
+    compose: int,
+    eye_distance: float,
+    grad_origins: Array | None,
+    grad_directions: Array | None,
+    same_every_time: bool,
+    grad_camera_to_worlds: Array | None,
+    grad_adjustment: Array | None,
+    /,
+) -> None: ...
+
+# Where each ray enters and leaves a box.
+def near_far(
+    origins: Array,
+    directions: Array,
+    box: Array,
+    placement: Array | None,
+    near: Array,
+    far: Array,
+    /,
+) -> None: ...
+
+# Edges of even bins in a spacing between near and far. jitter: none (0), one offset per ray (1), per edge
+# (2).
+def sample_spaced(
+    near: Array,
+    far: Array,
+    counter: Array | None,
+    s: Array,
+    t: Array,
+    spacing: int,
+    jitter: int,
+    stream: int,
+    /,
+) -> None: ...
+
+# Edges drawn from a histogram of weights between edges s. `anneal` is the exponent that sharpens weights.
+def sample_pdf(
+    s: Array,
+    weights: Array,
+    near: Array,
+    far: Array,
+    counter: Array | None,
+    anneal: Array | None,
+    s_new: Array,
+    t_new: Array,
+    spacing: int,
+    jitter: int,
+    stream: int,
+    padding: float,
+    /,
+) -> None: ...
+
+# Midpoints of intervals along rays.
+def positions_forward(origins: Array, directions: Array, t: Array, x: Array, /) -> None: ...
+def positions_backward(t: Array, grad_x: Array, grad_origins: Array, grad_directions: Array, /) -> None: ...
+
+# The same midpoints, contracted into the unit cube.
+def sample_unit_positions_forward(
+    origins: Array,
+    directions: Array,
+    t: Array,
+    y: Array,
+    norm: int,
+    /,
+) -> None: ...
+def sample_unit_positions_backward(
+    origins: Array,
+    directions: Array,
+    t: Array,
+    grad_y: Array,
+    grad_origins: Array,
+    grad_directions: Array,
+    norm: int,
+    /,
+) -> None: ...
+
+# Contract positions into a cube or a ball, in the given norm (math/contract.h), and back.
+def contract_forward(x: Array, y: Array, norm: int, /) -> None: ...
+def contract_backward(x: Array, grad_y: Array, grad_x: Array, norm: int, /) -> None: ...
+def uncontract_forward(y: Array, x: Array, norm: int, /) -> None: ...
+def uncontract_backward(y: Array, grad_x: Array, grad_y: Array, norm: int, /) -> None: ...
+def contract_unit_forward(x: Array, y: Array, norm: int, /) -> None: ...
+def contract_unit_backward(x: Array, grad_y: Array, grad_x: Array, norm: int, /) -> None: ...
+
+# Multiresolution hash grid: features of positions in [0, 1]^3. A layout row is resolution, scale, entries,
+# offset.
+def hashgrid_layout(
+    rows: Array,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    layout: int,
+    /,
+) -> None: ...
+def hashgrid_forward(
+    x: Array,
+    table: Array,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: int,
+    layout: int,
+    y: Array,
+    /,
+) -> None: ...
+def hashgrid_backward(
+    x: Array,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: int,
+    layout: int,
+    grad_y: Array,
+    exact: Array | None,
+    grad_table: Array,
+    /,
+) -> None: ...
+def hashgrid_input_gradient(
+    x: Array,
+    table: Array,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: int,
+    layout: int,
+    grad_y: Array,
+    grad_x: Array,
+    /,
+) -> None: ...
+
+# Spherical harmonics of directions, Fourier features of positions.
+def harmonics_forward(d: Array, signs: int, y: Array, /) -> None: ...
+def harmonics_backward(d: Array, signs: int, grad_y: Array, grad_d: Array, /) -> None: ...
+def fourier_forward(x: Array, frequencies: int, layout: int, y: Array, /) -> None: ...
+def fourier_backward(x: Array, frequencies: int, layout: int, grad_y: Array, grad_x: Array, /) -> None: ...
+
+# A network without biases, through `layers` hidden layers of `hidden` units with relu. `params` is flat:
+# [out, in] per layer, row-major, widths of input and output rounded up to 16 (ops/mlp.py). An input column
+# that only pads is the constant `padding`. Backward computes the hidden layers again; it reads `y` where
+# the output activation is not kLinear, and needs `partial` on CUDA for the gradient of the parameters.
+def mlp_forward(
+    x: Array,
+    params: Array,
+    hidden: int,
+    layers: int,
+    activation: int,
+    padding: float,
+    y: Array,
+    /,
+) -> None: ...
+def mlp_backward(
+    x: Array,
+    params: Array,
+    hidden: int,
+    layers: int,
+    activation: int,
+    padding: float,
+    y: Array | None,
+    grad_y: Array,
+    grad_x: Array | None,
+    grad_params: Array | None,
+    partial: Array | None,
+    /,
+) -> None: ...
+
+# Density from column 0 of h: scale * exp where the normalised position y selects the sample, else 0.
+def density_forward(h: Array, y: Array, scale: float, sigma: Array, /) -> None: ...
+def density_backward(h: Array, y: Array, scale: float, grad_sigma: Array, grad_h: Array, /) -> None: ...
 
 # Rendering weights along each ray.
 def weights_forward(sigma: Array, delta: Array, w: Array, /) -> None: ...

@@ -18,6 +18,7 @@ void draw_pixels(Cpu, In<int64_t, 2> counter, In<int64_t, kEdges> starts, In<int
   parallel_for(camera.size[0], 64, [&](int64_t ray) {
     const int64_t drawn = uniform_below(key, uint64_t(ray), choices);
     const int64_t pixel = valid ? valid.data[drawn] : drawn;
+    require(pixel >= 0 && pixel < starts.data[cameras], "valid names a pixel outside the images");
     const int64_t image = owner(starts.data, cameras, pixel), place = pixel - starts.data[image];
     require(widths.data[image] > 0, "an image with pixels has no width");
     const int64_t row = place / widths.data[image];

@@ -4,56 +4,198 @@
 
 namespace raymarch {
 
+constexpr int kThreads = 32 * kWarpsPerBlock;
+
+// The samples of one ray, back to back in memory: rays of one length, or packed by offsets.
+struct EqualRays {
+  int64_t samples;
+  __device__ int64_t begin(int64_t ray) const { return ray * samples; }
+};
+struct PackedRays {
+  const int64_t* offsets;
+  __device__ int64_t begin(int64_t ray) const { return offsets[ray]; }
+};
+
+// The sum over the lanes before this one. Not the inclusive sum less the own value: that is NaN for infinities.
+__device__ __forceinline__ real lanes_before(real inclusive) {
+  const real up = __shfl_up_sync(~0u, inclusive, 1);
+  return lane() == 0 ? real(0) : up;
+}
+
 // One warp per ray; the prefix sum of tau is a warp scan with a carry.
-__global__ void __launch_bounds__(32 * kWarpsPerBlock)
-    weights_forward_kernel(In<real, kRays, kSamples> sigma, In<real, kRays, kSamples> delta,
-                           Out<real, kRays, kSamples> w) {
-  const int64_t ray = warp(), n = sigma.size[1];
-  if (ray >= sigma.size[0]) return;
-  real carry = real(0);
-  for (int64_t k = 0; k < n; k += 32) {
-    const int64_t i = ray * n + k + lane();
-    const bool live = k + lane() < n;
-    const real tau = live ? sigma.data[i] * delta.data[i] : real(0);
-    const real upto = warp_inclusive_sum(tau);
-    if (live) w.data[i] = weight(carry + upto - tau, tau);
-    carry += __shfl_sync(~0u, upto, 31);
+template <class Rays>
+__global__ void __launch_bounds__(kThreads)
+    weights_forward_kernel(int64_t count, Rays rays, const real* sigma, const real* delta, real* w) {
+  const int64_t ray = warp();
+  if (ray >= count) return;
+  const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
+  real carry = 0;
+  for (int64_t k = begin; k < end; k += 32) {
+    const int64_t i = k + lane();
+    const bool live = i < end;
+    const real tau = live ? sigma[i] * delta[i] : real(0);
+    const real upto = warp_inclusive_sum(tau), before = lanes_before(upto);
+    if (live) w[i] = weight(carry + before, tau);
+    carry += from_lane(upto, 31);
   }
 }
 
-__global__ void __launch_bounds__(32 * kWarpsPerBlock)
-    weights_backward_kernel(In<real, kRays, kSamples> sigma, In<real, kRays, kSamples> delta,
-                            In<real, kRays, kSamples> w, In<real, kRays, kSamples> grad_w,
-                            Out<real, kRays, kSamples> grad_sigma) {
-  const int64_t ray = warp(), n = sigma.size[1];
-  if (ray >= sigma.size[0]) return;
-  real total = real(0), carry = real(0);
-  for (int64_t k = lane(); k < n; k += 32) total += grad_w.data[ray * n + k] * w.data[ray * n + k];
-  real behind = warp_sum(total);
-  for (int64_t k = 0; k < n; k += 32) {
-    const int64_t i = ray * n + k + lane();
-    const bool live = k + lane() < n;
-    const real tau = live ? sigma.data[i] * delta.data[i] : real(0);
-    const real gw = live ? grad_w.data[i] * w.data[i] : real(0);
-    const real upto = warp_inclusive_sum(tau), seen = warp_inclusive_sum(gw);
-    if (live)
-      grad_sigma.data[i] = delta.data[i] * weight_vjp(carry + upto - tau, tau, grad_w.data[i], behind - seen);
-    carry += __shfl_sync(~0u, upto, 31);
-    behind -= __shfl_sync(~0u, seen, 31);
+__device__ __forceinline__ void store_factors(int64_t i, const real* sigma, const real* delta, real grad_tau,
+                                              real* grad_sigma, real* grad_delta) {
+  if (grad_sigma) grad_sigma[i] = factor_vjp(delta[i], grad_tau);
+  if (grad_delta) grad_delta[i] = factor_vjp(sigma[i], grad_tau);
+}
+
+// One warp per ray, front to back; what lies behind is the ray's total less what has been passed.
+template <class Rays>
+__global__ void __launch_bounds__(kThreads)
+    weights_backward_kernel(int64_t count, Rays rays, const real* sigma, const real* delta, const real* w,
+                            const real* grad_w, real* grad_sigma, real* grad_delta) {
+  const int64_t ray = warp();
+  if (ray >= count) return;
+  const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
+  real behind = 0, carry = 0;
+  for (int64_t i = begin + lane(); i < end; i += 32) behind += grad_w[i] * w[i];
+  behind = warp_sum(behind);
+  for (int64_t k = begin; k < end; k += 32) {
+    const int64_t i = k + lane();
+    const bool live = i < end;
+    const real tau = live ? sigma[i] * delta[i] : real(0), g = live ? grad_w[i] : real(0);
+    const real upto = warp_inclusive_sum(tau), before = lanes_before(upto);
+    const real passed = warp_inclusive_sum(live ? g * w[i] : real(0));
+    if (live) {
+      const real grad_tau = weight_vjp(carry + before, tau, g, behind - passed);
+      store_factors(i, sigma, delta, grad_tau, grad_sigma, grad_delta);
+    }
+    carry += from_lane(upto, 31);
+    behind -= from_lane(passed, 31);
+  }
+}
+
+// One warp per ray.
+__global__ void __launch_bounds__(kThreads)
+    transmittance_forward_kernel(int64_t count, PackedRays rays, const real* sigma, const real* delta, real* front) {
+  const int64_t ray = warp();
+  if (ray >= count) return;
+  const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
+  real carry = 0;
+  for (int64_t k = begin; k < end; k += 32) {
+    const int64_t i = k + lane();
+    const real upto = warp_inclusive_sum(i < end ? sigma[i] * delta[i] : real(0)), before = lanes_before(upto);
+    if (i < end) front[i] = transmitted(carry + before);
+    carry += from_lane(upto, 31);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    transmittance_backward_kernel(int64_t count, PackedRays rays, const real* sigma, const real* delta,
+                                  const real* front, const real* grad_front, real* grad_sigma, real* grad_delta) {
+  const int64_t ray = warp();
+  if (ray >= count) return;
+  const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
+  real behind = 0;
+  for (int64_t i = begin + lane(); i < end; i += 32) behind += grad_front[i] * front[i];
+  behind = warp_sum(behind);
+  for (int64_t k = begin; k < end; k += 32) {
+    const int64_t i = k + lane();
+    const real passed = warp_inclusive_sum(i < end ? grad_front[i] * front[i] : real(0));
+    if (i < end) store_factors(i, sigma, delta, passed - behind, grad_sigma, grad_delta);
+    behind -= from_lane(passed, 31);
+  }
+}
+
+// One thread per ray: opacities come from users of NeuS-like fields, not from our own pipeline.
+__global__ void __launch_bounds__(kThreads)
+    weights_from_alpha_forward_kernel(In<real, kRays, kSamples> alpha, Out<real, kRays, kSamples> w,
+                                      Out<real, kRays, kEdges> front, real epsilon) {
+  const int64_t ray = item(), samples = alpha.size[1];
+  if (ray >= alpha.size[0]) return;
+  real before = 1;
+  for (int64_t i = 0; i < samples; ++i) {
+    const real a = alpha.data[ray * samples + i];
+    front.data[ray * (samples + 1) + i] = before;
+    w.data[ray * samples + i] = a * before;
+    before *= 1 - a + epsilon;
+  }
+  front.data[ray * (samples + 1) + samples] = before;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    weights_from_alpha_backward_kernel(In<real, kRays, kSamples> alpha, In<real, kRays, kEdges> front,
+                                       Maybe<In<real, kRays, kSamples>> grad_w,
+                                       Maybe<In<real, kRays, kEdges>> grad_front,
+                                       Out<real, kRays, kSamples> grad_alpha, real epsilon) {
+  const int64_t ray = item(), samples = alpha.size[1], edge = ray * (samples + 1);
+  if (ray >= alpha.size[0]) return;
+  real after = grad_front ? grad_front.data[edge + samples] : real(0);
+  for (int64_t i = samples - 1; i >= 0; --i) {
+    const int64_t k = ray * samples + i;
+    grad_alpha.data[k] = alpha_vjp(alpha.data[k], front.data[edge + i], epsilon, grad_w ? grad_w.data[k] : real(0),
+                                   grad_front ? grad_front.data[edge + i] : real(0), after);
   }
 }
 
 void weights_forward(Cuda q, In<real, kRays, kSamples> sigma, In<real, kRays, kSamples> delta,
                      Out<real, kRays, kSamples> w) {
-  launch("weights_forward", weights_forward_kernel, blocks(sigma.size[0], kWarpsPerBlock),
-         32 * kWarpsPerBlock, q, sigma, delta, w);
+  launch("weights_forward", weights_forward_kernel<EqualRays>, blocks(w.size[0], kWarpsPerBlock), kThreads, q,
+         w.size[0], EqualRays{w.size[1]}, sigma.data, delta.data, w.data);
 }
 
 void weights_backward(Cuda q, In<real, kRays, kSamples> sigma, In<real, kRays, kSamples> delta,
                       In<real, kRays, kSamples> w, In<real, kRays, kSamples> grad_w,
-                      Out<real, kRays, kSamples> grad_sigma) {
-  launch("weights_backward", weights_backward_kernel, blocks(sigma.size[0], kWarpsPerBlock),
-         32 * kWarpsPerBlock, q, sigma, delta, w, grad_w, grad_sigma);
+                      Maybe<Out<real, kRays, kSamples>> grad_sigma, Maybe<Out<real, kRays, kSamples>> grad_delta) {
+  launch("weights_backward", weights_backward_kernel<EqualRays>, blocks(w.size[0], kWarpsPerBlock), kThreads, q,
+         w.size[0], EqualRays{w.size[1]}, sigma.data, delta.data, w.data, grad_w.data, grad_sigma.data,
+         grad_delta.data);
+}
+
+void weights_packed_forward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta, In<int64_t, kEdges> offsets,
+                            Out<real, kSamples> w) {
+  require(offsets.size[0] >= 1, "offsets must have one number more than there are rays");
+  const int64_t rays = offsets.size[0] - 1;
+  launch("weights_packed_forward", weights_forward_kernel<PackedRays>, blocks(rays, kWarpsPerBlock), kThreads, q,
+         rays, PackedRays{offsets.data}, sigma.data, delta.data, w.data);
+}
+
+void weights_packed_backward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta,
+                             In<int64_t, kEdges> offsets, In<real, kSamples> w, In<real, kSamples> grad_w,
+                             Maybe<Out<real, kSamples>> grad_sigma, Maybe<Out<real, kSamples>> grad_delta) {
+  const int64_t rays = offsets.size[0] - 1;
+  launch("weights_packed_backward", weights_backward_kernel<PackedRays>, blocks(rays, kWarpsPerBlock), kThreads, q,
+         rays, PackedRays{offsets.data}, sigma.data, delta.data, w.data, grad_w.data, grad_sigma.data,
+         grad_delta.data);
+}
+
+void transmittance_forward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta, In<int64_t, kEdges> offsets,
+                           Out<real, kSamples> front) {
+  require(offsets.size[0] >= 1, "offsets must have one number more than there are rays");
+  const int64_t rays = offsets.size[0] - 1;
+  launch("transmittance_forward", transmittance_forward_kernel, blocks(rays, kWarpsPerBlock), kThreads, q, rays,
+         PackedRays{offsets.data}, sigma.data, delta.data, front.data);
+}
+
+void transmittance_backward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta, In<int64_t, kEdges> offsets,
+                            In<real, kSamples> front, In<real, kSamples> grad_front,
+                            Maybe<Out<real, kSamples>> grad_sigma, Maybe<Out<real, kSamples>> grad_delta) {
+  const int64_t rays = offsets.size[0] - 1;
+  launch("transmittance_backward", transmittance_backward_kernel, blocks(rays, kWarpsPerBlock), kThreads, q, rays,
+         PackedRays{offsets.data}, sigma.data, delta.data, front.data, grad_front.data, grad_sigma.data,
+         grad_delta.data);
+}
+
+void weights_from_alpha_forward(Cuda q, In<real, kRays, kSamples> alpha, Out<real, kRays, kSamples> w,
+                                Out<real, kRays, kEdges> front, double epsilon) {
+  require(front.size[1] == alpha.size[1] + 1, "transmittance must have one edge more than alpha has samples");
+  launch("weights_from_alpha_forward", weights_from_alpha_forward_kernel, blocks(alpha.size[0], kThreads), kThreads,
+         q, alpha, w, front, real(epsilon));
+}
+
+void weights_from_alpha_backward(Cuda q, In<real, kRays, kSamples> alpha, In<real, kRays, kEdges> front,
+                                 Maybe<In<real, kRays, kSamples>> grad_w,
+                                 Maybe<In<real, kRays, kEdges>> grad_front, Out<real, kRays, kSamples> grad_alpha,
+                                 double epsilon) {
+  launch("weights_from_alpha_backward", weights_from_alpha_backward_kernel, blocks(alpha.size[0], kThreads), kThreads,
+         q, alpha, front, grad_w, grad_front, grad_alpha, real(epsilon));
 }
 
 }  // namespace raymarch

@@ -33,7 +33,7 @@ def train(
     out: Path | None = None,
     set: Set = (),
     downscale: int | None = None,
-    split: str = "every8",
+    split: str | None = None,
     device: Device = "auto",
 ) -> None:
     """Train on a folder of posed photos.
@@ -45,7 +45,7 @@ def train(
         out: Run folder (default: runs/SCENE-PRESET).
         set: Change a setting, as model.sampler.samples=256,96,48. May be given several times.
         downscale: Shrink photos by this whole factor.
-        split: How photos are held out: every8, fraction, none.
+        split: How photos are held out: every8, fraction, none (default: the scene's own split, else every8).
         device: Where to run.
     """
     from raymarch.config import override

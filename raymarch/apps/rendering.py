@@ -10,7 +10,7 @@ import torch
 from raymarch.apps.images import save_depth, save_exr, save_normals, save_npz, save_rgb
 from raymarch.config import ConfigError
 from raymarch.data.nerfstudio import read_cameras
-from raymarch.features.pca import Pca, fit_pca
+from raymarch.features.pca import Pca, apply, fit_pca
 from raymarch.trained import TrainedScene
 from raymarch.types import Cameras
 
@@ -76,6 +76,6 @@ def _write(stem: Path, frame: dict[str, torch.Tensor], formats: list[str], pca: 
         elif name in ("normals", "predicted_normals"):
             save_normals(file, image)
         elif name == "feature" and pca is not None:
-            save_rgb(file, pca.apply(image))
+            save_rgb(file, apply(image, pca))
         else:
             save_rgb(file, image if image.ndim == 3 else image[..., None].expand(*image.shape, 3))

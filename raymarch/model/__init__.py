@@ -68,17 +68,30 @@ class Model(nn.Module):
         (seed, step) feeds the jitter and `anneal` [1] sharpens proposal weights, both on the device.
         """
         heads = self.heads() if heads is None else heads
-        rays = generate(pixels, cameras, self.poses() if train else None, self.config.rays, train)
+        rays = generate(
+            pixels,
+            cameras,
+            self.poses() if train else None,
+            self.config.rays,
+            train,
+            compose=self.config.poses.compose,
+        )
         samples, proposals = self.sampler(
             rays, list(self.fields.proposals), counter, anneal, train, update_proposals
         )
         field = self.fields(rays, samples, heads, train)
-        return self.renderer(rays, samples, field, proposals, train)
+        detach = self.config.fields.feature.detach_weights
+        return self.renderer(rays, samples, field, proposals, train, detach)
 
     def losses(self, rendering: Rendering, pixels: Pixels, counter: Tensor | None = None) -> dict[str, Tensor]:
         """Named losses, each already weighted; training minimises their sum."""
         return losses(
-            rendering, pixels, self.config.losses, poses_regulariser=self.poses.regulariser(), counter=counter
+            rendering,
+            pixels,
+            self.config.losses,
+            poses_regulariser=self.poses.regulariser(),
+            counter=counter,
+            background=self.config.renderer.background,
         )
 
     def groups(self) -> dict[str, list[nn.Parameter]]:

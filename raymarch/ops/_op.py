@@ -67,12 +67,15 @@ def op(body: Callable) -> Callable:
     return getattr(torch.ops.raymarch, name).default
 
 
-def differentiable(forward: Callable, backward: Callable, save: tuple[int, ...] = ()) -> Callable:
+def differentiable(
+    forward: Callable, backward: Callable, save: tuple[int, ...] = (), fixed: tuple[int, ...] = ()
+) -> Callable:
     """Pair a forward op with its gradient.
 
     `backward(inputs, saved, grads, needs)` receives the forward's arguments, the outputs whose positions
     `save` names, one incoming gradient per output (None where nothing flows back) and one bool per argument;
-    it returns one gradient (or None) per argument. Incoming gradients are contiguous.
+    it returns one gradient (or None) per argument. Incoming gradients are contiguous. Outputs at the positions
+    `fixed` have no gradient.
     """
 
     class Pair(torch.autograd.Function):
@@ -84,6 +87,8 @@ def differentiable(forward: Callable, backward: Callable, save: tuple[int, ...] 
             ctx.save_for_backward(*tensors, *(several[i] for i in save))
             ctx.settings = tuple(None if isinstance(x, Tensor) else x for x in inputs)
             ctx.set_materialize_grads(False)
+            if fixed:
+                ctx.mark_non_differentiable(*(several[i] for i in fixed))
             return outputs
 
         @staticmethod

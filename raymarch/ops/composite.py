@@ -1,0 +1,148 @@
+"""Every head of a rendering in one pass over shared weights: colour, opacity, depths, normals, features."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, empty_like
+
+from raymarch.ops._op import differentiable, launch, op
+
+NONE, COLOUR, LAST_SAMPLE = range(3)  # as in math/composite.h
+
+
+class Composite(NamedTuple):
+    """What rays see. Heads that were not given are None. Lengths are in the units of t, along the ray."""
+
+    rgb: Tensor | None  # [R, 3]
+    opacity: Tensor  # [R] sum of weights
+    depth: Tensor  # [R] median: where the weights' sum reaches a half; the last sample if it never does
+    expected_depth: Tensor  # [R] mean, kept between the ray's first and last sample
+    normals: Tensor | None  # [R, 3] unit, or zero
+    predicted_normals: Tensor | None  # [R, 3] unit, or zero
+    feature: Tensor | None  # [R, F] float32
+
+
+@op
+def composite_forward(
+    w: Tensor,
+    t: Tensor,
+    rgb: Tensor | None,
+    normals: Tensor | None,
+    predicted: Tensor | None,
+    feature: Tensor | None,
+    colour: Tensor | None,
+    background: int,
+    clean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rays, absent = w.shape[0], w.new_empty(0)
+    out = [absent if head is None else w.new_empty(rays, 3) for head in (rgb, normals, predicted)]
+    feature_out = absent if feature is None else w.new_empty(rays, feature.shape[2])
+    opacity, depth, expected = w.new_empty(rays), w.new_empty(rays), w.new_empty(rays)
+    given = [None if head is None else o for head, o in zip((rgb, normals, predicted), out, strict=True)]
+    launch(
+        "composite_forward", w, t, rgb, normals, predicted, feature, colour, background, clean, given[0], opacity,
+        depth, expected, given[1], given[2], None if feature is None else feature_out,
+    )  # fmt: skip
+    return out[0], opacity, depth, expected, *_distinct(out[1], out[2], feature_out)
+
+
+def _distinct(*outputs: Tensor) -> list[Tensor]:
+    """Absent outputs as tensors of their own: an op may not return one tensor twice."""
+    return [o if o.ndim > 1 else o.new_empty(0) for o in outputs]
+
+
+@op
+def composite_backward(
+    w: Tensor,
+    t: Tensor,
+    rgb: Tensor | None,
+    normals: Tensor | None,
+    predicted: Tensor | None,
+    feature: Tensor | None,
+    colour: Tensor | None,
+    background: int,
+    g_rgb: Tensor | None,
+    g_opacity: Tensor | None,
+    g_expected: Tensor | None,
+    g_normals: Tensor | None,
+    g_predicted: Tensor | None,
+    g_feature: Tensor | None,
+    needs_rgb: bool,
+    needs_normals: bool,
+    needs_predicted: bool,
+    needs_feature: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_w = empty_like(w)
+    heads = ((rgb, needs_rgb), (normals, needs_normals), (predicted, needs_predicted), (feature, needs_feature))
+    grads = [empty_like(head) if head is not None and needs else None for head, needs in heads]
+    launch(
+        "composite_backward", w, t, rgb, normals, predicted, feature, colour, background, g_rgb, g_opacity,
+        g_expected, g_normals, g_predicted, g_feature, grad_w, *grads,
+    )  # fmt: skip
+    return (grad_w, *(w.new_empty(0) if g is None else g for g in grads))
+
+
+def _backward(inputs, saved, grads, needs):
+    w, t, rgb, normals, predicted, feature, colour, background, _ = inputs
+    g_rgb, g_opacity, _, g_expected, g_normals, g_predicted, g_feature = grads
+    found = composite_backward(
+        w, t, rgb, normals, predicted, feature, colour, background, g_rgb, g_opacity, g_expected, g_normals,
+        g_predicted, g_feature, *needs[2:6],
+    )  # fmt: skip
+    heads = [g if g.numel() or need else None for g, need in zip(found[1:], needs[2:6], strict=True)]
+    heads = [g if need else None for g, need in zip(heads, needs[2:6], strict=True)]
+    return found[0], None, *heads, None, None, None
+
+
+_composite = differentiable(composite_forward, _backward, fixed=(2,))
+
+
+def composite(
+    weights: Tensor,
+    t: Tensor,
+    rgb: Tensor | None = None,
+    normals: Tensor | None = None,
+    predicted_normals: Tensor | None = None,
+    feature: Tensor | None = None,
+    background: str | Tensor = "last_sample",
+    clean: bool = False,
+) -> Composite:
+    """Composite heads along rays with weights [R, S] and edges t [R, S + 1].
+
+    rgb, normals, predicted_normals [R, S, 3] float32; feature [R, S, F] float32, float16 or bfloat16, summed in
+    float32. `background` fills what opacity leaves of rgb: "last_sample" (the colour of the ray's last sample),
+    "black", "white", "random" (nothing: the loss adds one random colour to both sides) or a colour [3].
+    `clean`, for evaluation without gradients, replaces NaN colours by 0 and clamps rgb to 0..1.
+
+    Gradients reach weights and heads; the median depth and t have none. ValueError for shapes that do not fit
+    and for an unknown background.
+    """
+    mode, colour = _background(background, weights)
+    heads = [None if h is None else h.contiguous() for h in (rgb, normals, predicted_normals, feature)]
+    arguments = (weights.contiguous(), t.detach().contiguous(), *heads, colour, mode, clean)
+    if clean:
+        with torch.no_grad():
+            out = composite_forward(*arguments)
+    else:
+        out = _composite(*arguments)
+    present = [h is not None for h in heads]
+    return Composite(
+        out[0] if present[0] else None,
+        *out[1:4],
+        *(o if there else None for o, there in zip(out[4:], present[1:], strict=True)),
+    )
+
+
+def _background(background: str | Tensor, like: Tensor) -> tuple[int, Tensor | None]:
+    if isinstance(background, Tensor):
+        if background.shape != (3,):
+            raise ValueError(f"composite: background has shape {tuple(background.shape)}, expected [3]")
+        return COLOUR, background.to(like)
+    if background == "white":
+        return COLOUR, torch.ones(3, dtype=like.dtype, device=like.device)
+    modes = {"last_sample": LAST_SAMPLE, "black": NONE, "random": NONE}
+    if background not in modes:
+        raise ValueError(
+            f"composite: background is {background!r}, expected last_sample, black, white, random or a colour"
+        )
+    return modes[background], None
