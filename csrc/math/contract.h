@@ -44,11 +44,9 @@ RM_HD Vec3 radial_vjp(int64_t norm, Vec3 unit, real across, real along, Vec3 g) 
   return {across * g.x, across * g.y, along * g.z + rest * unit.z * (unit.x * g.x + unit.y * g.y)};
 }
 
+// The direction is formed first: its longest axis is then exactly 1 and far points land exactly on the
+// border.
 RM_HD Vec3 contract(int64_t norm, Vec3 x) {
-  if (norm == kLinf) {
-    const real m = largest(x);
-    return m < 1 ? x : ((2 - 1 / m) / m) * x;
-  }
   const Polar p = polar(norm, x);
   return p.length < 1 ? x : (2 - 1 / p.length) * p.unit;
 }
