@@ -52,8 +52,8 @@ void gather_features(Cpu, Payload<kEntries, kChannels> maps, In<int64_t, kCamera
       require(image >= 0 && image < map_size.size[0], "camera points outside the maps");
       const int64_t width = map_size.data[2 * image], height = map_size.data[2 * image + 1];
       const int64_t start = map_starts.data[image];
-      require(width > 0 && height > 0, "a map has no cells");
-      require(start >= 0 && start + width * height <= maps.size[0], "a map ends beyond the cells given");
+      require(start >= 0 && width > 0 && height > 0 && start + width * height <= maps.size[0],
+              "map_starts and map_size reach outside the maps");
       const int64_t *size = image_size.data + 2 * image;
       const float x = xy.data[2 * ray], y = xy.data[2 * ray + 1];
       const auto cell = [&](int64_t row, int64_t column) {

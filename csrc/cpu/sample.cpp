@@ -45,21 +45,39 @@ RM_CLONES void jittered_edges(int bins, real jitter, real* s) {
   for (int j = 0; j <= bins; ++j) s[j] = jittered_edge(j, bins, jitter);
 }
 
-// The mass of every bin; returns their sum.
-RM_CLONES real masses(int bins, const real* __restrict weights, real exponent, real padding, real* __restrict mass) {
-  constexpr int kLanes = 8;  // sums side by side, so that they can share a vector register
-  real sum[kLanes] = {};
+// The cumulative sum of the bins' masses.
+RM_CLONES void cumulate(int bins, const real* __restrict weights, real exponent, real padding,
+                        real* __restrict upto) {
   if (exponent == 1)
-    for (int i = 0; i < bins; ++i) mass[i] = annealed(weights[i], 1, padding);
+    for (int i = 0; i < bins; ++i) upto[i] = annealed(weights[i], 1, padding);
   else
-    for (int i = 0; i < bins; ++i) mass[i] = annealed(weights[i], exponent, padding);
-  const int whole = bins / kLanes * kLanes;
-  for (int i = 0; i < whole; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) sum[lane] += mass[i + lane];
-  real total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
-  for (int i = whole; i < bins; ++i) total += mass[i];
-  return total;
+    for (int i = 0; i < bins; ++i) upto[i] = annealed(weights[i], exponent, padding);
+  real sum = 0;
+  for (int i = 0; i < bins; ++i) upto[i] = sum += upto[i];
+  if (sum >= kLeastMass) return;
+  const real each = (kLeastMass - sum) / real(bins);
+  for (int i = 0; i < bins; ++i) upto[i] += each * real(i + 1);
+}
+
+RM_CLONES void spread_targets(int edges, real jitter, real total, real* targets) {
+  for (int k = 0; k < edges; ++k) targets[k] = spread(k, edges, jitter) * total;
+}
+
+// Finds each target's bin without a search or a branch: target k lies in the k-th of `edges` equal parts of the
+// total, so a bin's end needs only one comparison to say which targets are beyond it.
+void invert(int bins, const real* upto, const real* e, int edges, const real* targets, real* s) {
+  static thread_local std::vector<int> steps;  // by how many bins a target is further than the one before
+  steps.assign(size_t(edges) + 1, 0);
+  const real parts = real(edges) / upto[bins - 1], last = real(edges - 1);
+  for (int i = 0; i + 1 < bins; ++i) {
+    const real part = upto[i] * parts;
+    const int k = part < last ? int(part) : edges - 1;
+    ++steps[size_t(k + (targets[k] < upto[i]))];
+  }
+  for (int k = 0, bin = 0; k < edges; ++k) {
+    bin += steps[size_t(k)];
+    s[k] = invert_bin(targets[k], bin ? upto[bin - 1] : 0, upto[bin], e[bin], e[bin + 1]);
+  }
 }
 
 RM_CLONES void midpoints(Vec3 o, Vec3 d, int samples, const real* __restrict t, real* __restrict x) {
@@ -133,7 +151,6 @@ void sample_spaced(Cpu, In<real, kRays> near, In<real, kRays> far, Maybe<In<int6
   });
 }
 
-// Both the targets and the cumulative sum increase, so one walk along the bins serves all new edges.
 void sample_pdf(Cpu, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weights, In<real, kRays> near,
                 In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
                 Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing, int64_t jitter,
@@ -141,27 +158,22 @@ void sample_pdf(Cpu, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weigh
   require_sampling(spacing, jitter, bool(counter));
   require(s.size[1] == weights.size[1] + 1, "s must have one edge more than weights has samples");
   require(weights.size[1] >= 1 && s_new.size[1] >= 2, "needs at least one sample per ray");
-  const int64_t bins = weights.size[1], edges = s_new.size[1];
+  const int bins = int(weights.size[1]), edges = int(s_new.size[1]);
   const real exponent = anneal ? anneal.data[0] : real(1);
   const uint64_t key = jitter ? random_key(counter.data[0], counter.data[1], stream) : 0;
   parallel_for(near.size[0], 8 * (bins + edges), [&](int64_t ray) {
-    real* mass = scratch(bins).data();
-    real total = masses(int(bins), weights.data + ray * bins, exponent, real(padding), mass);
-    const real missing = std::max(real(0), kLeastMass - total), each = missing / real(bins);
-    total += missing;
-
-    const real* e = s.data + ray * (bins + 1);
+    real* upto = scratch(bins + edges).data();  // upto[i]: mass of bins 0 .. i
+    real* targets = upto + bins;
     real* row = s_new.data + ray * edges;
-    const real shared = jitter == kPerRay ? uniform(key, uint64_t(ray)) : real(0.5);
-    int64_t bin = 0;
-    real before = 0, upto = mass[0] + each;
-    for (int64_t k = 0; k < edges; ++k) {
-      const real u = jitter == kPerEdge ? uniform(key, uint64_t(ray * edges + k)) : shared;
-      const real target = spread(int(k), int(edges), u) * total;
-      for (; upto <= target && bin < bins - 1; upto += mass[bin] + each) before = upto, ++bin;
-      row[k] = invert_bin(target, before, upto, e[bin], e[bin + 1]);
-    }
-    distances(spacing, warped_interval(spacing, near.data[ray], far.data[ray]), int(edges), row,
+    cumulate(bins, weights.data + ray * bins, exponent, real(padding), upto);
+    const real total = upto[bins - 1];
+    if (jitter == kPerEdge)
+      for (int k = 0; k < edges; ++k)
+        targets[k] = spread(k, edges, uniform(key, uint64_t(ray * edges + k))) * total;
+    else
+      spread_targets(edges, jitter ? uniform(key, uint64_t(ray)) : real(0.5), total, targets);
+    invert(bins, upto, s.data + ray * (bins + 1), edges, targets, row);
+    distances(spacing, warped_interval(spacing, near.data[ray], far.data[ray]), edges, row,
               t_new.data + ray * edges);
   });
 }

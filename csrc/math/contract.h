@@ -1,13 +1,11 @@
-// Scene contraction (Barron et al. 2022, mip-NeRF 360, equation 10), with |x| the largest component (a cube of
-// side 4) or the Euclidean length (a ball of radius 2):
+// Scene contraction (Barron et al. 2022, mip-NeRF 360), with |x| the largest component (a cube of side 4) or the
+// Euclidean length (a ball of radius 2):
 //
-//   f(x) = phi(m) x,  phi(m) = (2 - 1/m) / m,  m = max(|x|, 1)
+//   f(x) = (2 - 1/m) x/m,  m = max(|x|, 1)
 //
-// At m = 1 phi is 1 and its slope drops out of the derivative below, so the inside, where f is the identity,
-// needs no branch, and nothing divides by zero at the origin.
+// At m = 1 f is the identity and the derivative's second term vanishes: the inside needs no branch, so loops are
+// vectorised, and nothing divides by zero at the origin.
 #pragma once
-#include <limits>
-
 #include "math/vec.h"
 
 namespace raymarch {
@@ -15,71 +13,66 @@ namespace raymarch {
 enum Norm : int64_t { kLinf, kL2 };
 
 RM_HD real greater(real a, real b) { return a > b ? a : b; }
-RM_HD real largest(Vec3 x) {
-  return greater(greater(std::fabs(x.x), std::fabs(x.y)), std::fabs(x.z));
-}
+RM_HD Vec3 chosen(bool yes, Vec3 v) { return {yes ? v.x : real(0), yes ? v.y : real(0), yes ? v.z : real(0)}; }
+RM_HD bool finite(Vec3 x) { return (x.x - x.x == 0) & (x.y - x.y == 0) & (x.z - x.z == 0); }
 
-// Infinities become the largest number: what is infinitely far contracts to where the farthest does.
-RM_HD Vec3 representable(Vec3 x) {
-  constexpr real most = std::numeric_limits<real>::max();
-  return {clamp(x.x, -most, most), clamp(x.y, -most, most), clamp(x.z, -most, most)};
-}
-
-// A vector in polar form: 1/max(|x|, 1), and d|x|/dx where |x| >= 1.
+// With m = max(|x|, 1): 1/m, x/m, and dm/dx where |x| >= 1 (inside, where it is not asked for, it may be anything
+// finite).
 struct Polar {
   real inverse;
-  Vec3 outward;
+  Vec3 unit, outward;
 };
 
-// Where components tie for the largest, each has an equal part of the derivative.
-RM_HD Vec3 largest_vjp(Vec3 x) {
-  const real m = largest(x);
-  const real a = std::fabs(x.x) == m, b = std::fabs(x.y) == m, c = std::fabs(x.z) == m;
-  const real part = 1 / greater(a + b + c, 1);
-  return {std::copysign(a * part, x.x), std::copysign(b * part, x.y), std::copysign(c * part, x.z)};
+// The longest axis of x/m is exactly 1, and where x is infinite, x/m is still a direction. Axes that tie for the
+// longest have equal parts of dm/dx.
+RM_HD Polar polar_in_cube(Vec3 x) {
+  const real a = std::fabs(x.x), b = std::fabs(x.y), c = std::fabs(x.z);
+  const real m = greater(greater(greater(a, b), c), 1), inverse = 1 / m;
+  const bool at_a = a == m, at_b = b == m, at_c = c == m;
+  const Vec3 sign = {std::copysign(real(1), x.x), std::copysign(real(1), x.y), std::copysign(real(1), x.z)};
+  const Vec3 unit = {at_a ? sign.x : inverse * x.x, at_b ? sign.y : inverse * x.y, at_c ? sign.z : inverse * x.z};
+  const int ties = int(at_a) + int(at_b) + int(at_c);
+  const real part = ties == 3 ? real(1) / 3 : ties == 2 ? real(0.5) : real(1);
+  return {inverse, unit, {at_a ? part * sign.x : real(0), at_b ? part * sign.y : real(0), at_c ? part * sign.z : real(0)}};
 }
 
+// In the ball the length is taken of x/m of the cube, whose squares do not overflow.
 RM_HD Polar polar(int64_t norm, Vec3 x) {
-  const real inverse = 1 / greater(largest(x), 1);
-  if (norm == kLinf) return {inverse, largest_vjp(x)};
-  const Vec3 scaled = inverse * x;  // so that squares cannot overflow
-  const real length = std::sqrt(dot(scaled, scaled)), along = 1 / greater(length, inverse);
-  return {inverse * along, along * scaled};
+  const Polar cube = polar_in_cube(x);
+  if (norm == kLinf) return cube;
+  const real scale = 1 / greater(std::sqrt(dot(cube.unit, cube.unit)), cube.inverse);
+  const Vec3 unit = scale * cube.unit;
+  return {scale * cube.inverse, unit, unit};
 }
 
-RM_HD real shrink(real inverse) { return (2 - inverse) * inverse; }
+// J^T g of a map x -> rho(m) x/m, given across = rho/m, the factor sideways, and along = rho', the factor outwards.
+RM_HD Vec3 radial_vjp(const Polar& at, real across, real along, Vec3 g) {
+  return across * g + ((along - across) * dot(at.unit, g)) * at.outward;
+}
 
 RM_HD Vec3 contract(int64_t norm, Vec3 x) {
-  const Vec3 p = representable(x);
-  return shrink(polar(norm, p).inverse) * p;
+  const Polar at = polar(norm, x);
+  return (2 - at.inverse) * at.unit;
 }
 
-// The vjp of x -> phi(m) x: phi g + (m phi'(m)) (x/m . g) dm/dx.
-RM_HD Vec3 radial_vjp(real phi, real steepness, Vec3 unit, Vec3 outward, Vec3 g) {
-  return phi * g + (steepness * dot(unit, g)) * outward;
-}
-
+// rho = 2 - 1/m. Where x is not finite there is no gradient.
 RM_HD Vec3 contract_vjp(int64_t norm, Vec3 x, Vec3 g) {
-  const Vec3 p = representable(x);
-  const Polar at = polar(norm, p);
-  return radial_vjp(shrink(at.inverse), 2 * at.inverse * (at.inverse - 1), at.inverse * p, at.outward, g);
+  const Polar at = polar(norm, x);
+  return chosen(finite(x), radial_vjp(at, (2 - at.inverse) * at.inverse, at.inverse * at.inverse, g));
 }
 
-// The way back: y / (m (2 - m)), m = max(|y|, 1). Nothing contracts to |y| >= 2; the factor stops growing there.
-RM_HD real room(real m) { return greater(2 - m, std::numeric_limits<real>::epsilon()); }
-
+// The way back: |x| = 1 / (2 - |y|) outside the unit ball. Points with |y| >= 2 have none: their components
+// become infinite (zeros stay), and have no gradient.
+RM_HD real endless(real y) { return y > 0 ? real(INFINITY) : y < 0 ? -real(INFINITY) : y; }
 RM_HD Vec3 uncontract(int64_t norm, Vec3 y) {
-  const Vec3 p = representable(y);
-  const real inverse = polar(norm, p).inverse;
-  return (inverse / room(1 / inverse)) * p;
+  const Polar at = polar(norm, y);
+  const real room = 2 - 1 / at.inverse;
+  return room > 0 ? (1 / room) * at.unit : Vec3{endless(y.x), endless(y.y), endless(y.z)};
 }
-
 RM_HD Vec3 uncontract_vjp(int64_t norm, Vec3 y, Vec3 g) {
-  const Vec3 p = representable(y);
-  const Polar at = polar(norm, p);
-  const real m = 1 / at.inverse, grow = at.inverse / room(m);
-  const real steepness = 2 * (m - 1) * grow / room(m);
-  return radial_vjp(grow, steepness, at.inverse * p, at.outward, g);
+  const Polar at = polar(norm, y);
+  const real room = 2 - 1 / at.inverse, rho = 1 / room;
+  return chosen(finite(y) & (room > 0), radial_vjp(at, rho * at.inverse, rho * rho, g));
 }
 
 // Contracted space [-2, 2] as [0, 1]. A point that rounding puts on the border, or that is no number, becomes
@@ -88,18 +81,14 @@ RM_HD bool inside_unit(Vec3 y) {
   return (y.x > 0) & (y.x < 1) & (y.y > 0) & (y.y < 1) & (y.z > 0) & (y.z < 1);
 }
 RM_HD Vec3 unit_cube(Vec3 f) { return {(f.x + 2) / 4, (f.y + 2) / 4, (f.z + 2) / 4}; }
-RM_HD Vec3 chosen(bool yes, Vec3 v) { return {yes ? v.x : 0, yes ? v.y : 0, yes ? v.z : 0}; }
 
 RM_HD Vec3 contract_unit(int64_t norm, Vec3 x) {
   const Vec3 y = unit_cube(contract(norm, x));
   return chosen(inside_unit(y), y);
 }
 RM_HD Vec3 contract_unit_vjp(int64_t norm, Vec3 x, Vec3 g) {
-  const Vec3 p = representable(x);
-  const Polar at = polar(norm, p);
-  const real phi = shrink(at.inverse);
-  const Vec3 back = radial_vjp(phi, 2 * at.inverse * (at.inverse - 1), at.inverse * p, at.outward, real(0.25) * g);
-  return chosen(inside_unit(unit_cube(phi * p)), back);
+  const Vec3 y = unit_cube(contract(norm, x));
+  return chosen(inside_unit(y), contract_vjp(norm, x, real(0.25) * g));
 }
 
 }  // namespace raymarch
