@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/clones.h"
 #include "cpu/parallel.h"
 #include "math/contract.h"
 #include "math/random.h"
@@ -14,6 +15,49 @@ namespace {
 real midpoint(In<real, kRays, kEdges> t, int64_t ray, int64_t i) {
   const real* edges = t.data + ray * t.size[1] + i;
   return real(0.5) * (edges[0] + edges[1]);
+}
+
+constexpr int kBlock = 64;  // points per vectorised loop
+
+struct Ray {
+  Vec3 o, d;
+};
+template <int64_t norm>
+inline void unit_block(Ray ray, const real* t, int count, real* y) {
+  real a[kBlock], b[kBlock], c[kBlock];
+  for (int i = 0; i < count; ++i) {
+    const Vec3 f = contract_unit(norm, ray.o + real(0.5) * (t[i] + t[i + 1]) * ray.d);
+    a[i] = f.x, b[i] = f.y, c[i] = f.z;
+  }
+  for (int i = 0; i < count; ++i) y[3 * i] = a[i], y[3 * i + 1] = b[i], y[3 * i + 2] = c[i];
+}
+template <int64_t norm>
+inline void unit_block_vjp(Ray ray, const real* t, int count, const real* grad_y, real (*g)[kBlock],
+                           real* middle) {
+  for (int i = 0; i < count; ++i)
+    g[0][i] = grad_y[3 * i], g[1][i] = grad_y[3 * i + 1], g[2][i] = grad_y[3 * i + 2];
+  real x[3][kBlock];
+  for (int i = 0; i < count; ++i) {  // what the selector drops becomes the origin, with gradient 0
+    middle[i] = real(0.5) * (t[i] + t[i + 1]);
+    const Vec3 at = ray.o + middle[i] * ray.d;
+    const bool inside = inside_unit(contract_unit(norm, at));
+    x[0][i] = inside ? at.x : 0, x[1][i] = inside ? at.y : 0, x[2][i] = inside ? at.z : 0;
+    for (int k = 0; k < 3; ++k) g[k][i] = inside ? real(0.25) * g[k][i] : 0;
+  }
+  for (int i = 0; i < count; ++i) {
+    const Vec3 to = contract_vjp(norm, {x[0][i], x[1][i], x[2][i]}, {g[0][i], g[1][i], g[2][i]});
+    g[0][i] = to.x, g[1][i] = to.y, g[2][i] = to.z;
+  }
+}
+// Count is at most kBlock; the vjp leaves gradients of positions, by axis, and the midpoints.
+RM_CLONES void unit_positions(int64_t norm, Ray ray, const real* t, int count, real* y) {
+  if (norm == kLinf) return unit_block<kLinf>(ray, t, count, y);
+  unit_block<kL2>(ray, t, count, y);
+}
+RM_CLONES void unit_positions_vjp(int64_t norm, Ray ray, const real* t, int count, const real* grad_y,
+                                  real (*g)[kBlock], real* middle) {
+  if (norm == kLinf) return unit_block_vjp<kLinf>(ray, t, count, grad_y, g, middle);
+  unit_block_vjp<kL2>(ray, t, count, grad_y, g, middle);
 }
 
 }  // namespace
@@ -40,8 +84,8 @@ void sample_spaced(Cpu, In<real, kRays> near, In<real, kRays> far, Maybe<In<int6
 // Both the wanted positions and the cumulative sum increase, so one walk along the bins serves all of them.
 void sample_pdf(Cpu, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weights, In<real, kRays> near,
                 In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
-                Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing, int64_t jitter,
-                int64_t stream, double padding) {
+                Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing,
+                int64_t jitter, int64_t stream, double padding) {
   require(!jitter || counter, "jitter needs a counter");
   require(s.size[1] == weights.size[1] + 1, "s must have one edge more than weights has samples");
   require(weights.size[1] >= 1 && s_new.size[1] >= 2, "needs at least one sample per ray");
@@ -74,8 +118,8 @@ void sample_pdf(Cpu, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weigh
   });
 }
 
-void positions_forward(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays, kEdges> t,
-                       Out<real, kRays, kSamples, 3> x) {
+void positions_forward(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
+                       In<real, kRays, kEdges> t, Out<real, kRays, kSamples, 3> x) {
   require(t.size[1] == x.size[1] + 1, "t must have one edge more than there are samples");
   const int64_t samples = x.size[1];
   parallel_for(t.size[0], samples * 4, [&](int64_t ray) {
@@ -103,9 +147,10 @@ void sample_unit_positions_forward(Cpu, In<real, kRays, 3> origins, In<real, kRa
   require(t.size[1] == y.size[1] + 1, "t must have one edge more than there are samples");
   const int64_t samples = y.size[1];
   parallel_for(t.size[0], samples * 16, [&](int64_t ray) {
-    const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
-    for (int64_t i = 0; i < samples; ++i)
-      store3(y.data, ray * samples + i, contract_unit(norm, o + midpoint(t, ray, i) * d));
+    const Ray along = {load3(origins.data, ray), load3(directions.data, ray)};
+    for (int64_t i = 0; i < samples; i += kBlock)
+      unit_positions(norm, along, t.data + ray * (samples + 1) + i,
+                     int(std::min<int64_t>(kBlock, samples - i)), y.data + 3 * (ray * samples + i));
   });
 }
 
@@ -116,12 +161,17 @@ void sample_unit_positions_backward(Cpu, In<real, kRays, 3> origins, In<real, kR
   require(t.size[1] == grad_y.size[1] + 1, "t must have one edge more than there are samples");
   const int64_t samples = grad_y.size[1];
   parallel_for(t.size[0], samples * 16, [&](int64_t ray) {
-    const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
+    const Ray along = {load3(origins.data, ray), load3(directions.data, ray)};
     Vec3 to_o{0, 0, 0}, to_d{0, 0, 0};
-    for (int64_t i = 0; i < samples; ++i) {
-      const real middle = midpoint(t, ray, i);
-      const Vec3 g = contract_unit_vjp(norm, o + middle * d, load3(grad_y.data, ray * samples + i));
-      to_o = to_o + g, to_d = to_d + middle * g;
+    for (int64_t i = 0; i < samples; i += kBlock) {
+      real g[3][kBlock], middle[kBlock];
+      const int count = int(std::min<int64_t>(kBlock, samples - i));
+      unit_positions_vjp(norm, along, t.data + ray * (samples + 1) + i, count,
+                         grad_y.data + 3 * (ray * samples + i), g, middle);
+      for (int k = 0; k < count; ++k) {
+        const Vec3 to = {g[0][k], g[1][k], g[2][k]};
+        to_o = to_o + to, to_d = to_d + middle[k] * to;
+      }
     }
     store3(grad_origins.data, ray, to_o), store3(grad_directions.data, ray, to_d);
   });

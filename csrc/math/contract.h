@@ -1,6 +1,8 @@
 // Scene contraction (Barron et al. 2022, mip-NeRF 360): x where |x| < 1, (2 - 1/|x|) x/|x| elsewhere, with
 // the largest component (a cube of side 4) or the Euclidean length (a ball of radius 2) as |x|.
 #pragma once
+#include <limits>
+
 #include "math/vec.h"
 
 namespace raymarch {
@@ -12,7 +14,15 @@ RM_HD real largest(Vec3 x) {
   return ab > c ? ab : c;
 }
 
-RM_HD bool finite(Vec3 x) { return std::isfinite(x.x) && std::isfinite(x.y) && std::isfinite(x.z); }
+RM_HD bool finite(Vec3 x) {
+  const real most = std::numeric_limits<real>::max();
+  return bool((std::fabs(x.x) <= most) & (std::fabs(x.y) <= most) & (std::fabs(x.z) <= most));
+}
+
+// One or the other without a branch, number by number, so that loops over points vectorise.
+RM_HD Vec3 select(bool first, Vec3 a, Vec3 b) {
+  return {first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z};
+}
 
 // A vector as length and x / length. Beyond 1, the only place where directions are asked for, the division by
 // the largest component comes first, so that no square overflows.
@@ -37,27 +47,28 @@ RM_HD Polar polar(int64_t norm, Vec3 x) {
 RM_HD Vec3 radial_vjp(int64_t norm, Vec3 unit, real across, real along, Vec3 g) {
   const real rest = along - across;
   if (norm == kL2) return across * g + (rest * dot(unit, g)) * unit;
-  if (std::fabs(unit.x) >= 1)
-    return {along * g.x + rest * unit.x * (unit.y * g.y + unit.z * g.z), across * g.y, across * g.z};
-  if (std::fabs(unit.y) >= 1)
-    return {across * g.x, along * g.y + rest * unit.y * (unit.x * g.x + unit.z * g.z), across * g.z};
-  return {across * g.x, across * g.y, along * g.z + rest * unit.z * (unit.x * g.x + unit.y * g.y)};
+  const real x = std::fabs(unit.x) >= 1 ? real(1) : real(0);  // 1 for the longest axis, the first of equals
+  const real y = std::fabs(unit.y) >= 1 ? 1 - x : real(0), z = 1 - x - y;
+  const Vec3 aside = {(1 - x) * unit.x * g.x, (1 - y) * unit.y * g.y, (1 - z) * unit.z * g.z};
+  const real drag = rest * (aside.x + aside.y + aside.z);
+  return {((1 - x) * across + x * along) * g.x + x * drag * unit.x,
+          ((1 - y) * across + y * along) * g.y + y * drag * unit.y,
+          ((1 - z) * across + z * along) * g.z + z * drag * unit.z};
 }
 
 // The direction is formed first: its longest axis is then exactly 1 and far points land exactly on the
 // border.
 RM_HD Vec3 contract(int64_t norm, Vec3 x) {
   const Polar p = polar(norm, x);
-  return p.length < 1 ? x : (2 - 1 / p.length) * p.unit;
+  return select(p.length < 1, x, (2 - 1 / p.length) * p.unit);
 }
 
 // rho = 2 - 1/m. Where x is not finite there is no gradient.
 RM_HD Vec3 contract_vjp(int64_t norm, Vec3 x, Vec3 g) {
-  if (!finite(x)) return {0, 0, 0};
   const Polar p = polar(norm, x);
-  if (p.length < 1) return g;
   const real inverse = 1 / p.length;
-  return radial_vjp(norm, p.unit, (2 - inverse) * inverse, inverse * inverse, g);
+  const Vec3 far = radial_vjp(norm, p.unit, (2 - inverse) * inverse, inverse * inverse, g);
+  return select(finite(x), select(p.length < 1, g, far), {0, 0, 0});
 }
 
 // The way back: |x| = 1 / (2 - |y|) outside the unit ball. Points with |y| >= 2 have none: their components
@@ -83,11 +94,11 @@ RM_HD bool inside_unit(Vec3 y) { return y.x > 0 && y.x < 1 && y.y > 0 && y.y < 1
 RM_HD Vec3 contract_unit(int64_t norm, Vec3 x) {
   const Vec3 f = contract(norm, x);
   const Vec3 y = {(f.x + 2) / 4, (f.y + 2) / 4, (f.z + 2) / 4};
-  return inside_unit(y) ? y : Vec3{0, 0, 0};
+  return select(inside_unit(y), y, {0, 0, 0});
 }
 RM_HD Vec3 contract_unit_vjp(int64_t norm, Vec3 x, Vec3 g) {
-  if (!inside_unit(contract_unit(norm, x))) return {0, 0, 0};
-  return contract_vjp(norm, x, real(0.25) * g);
+  const Vec3 y = contract_unit(norm, x);
+  return select(inside_unit(y), contract_vjp(norm, x, real(0.25) * g), {0, 0, 0});
 }
 
 }  // namespace raymarch
