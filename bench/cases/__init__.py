@@ -1,9 +1,9 @@
 """What every op is asked to do: one row per op, one file per stage, read by the tests and by the benchmark."""
 
-from bench.cases import box, contract, mlp, pixels, pose, rays, sample, weights
+from bench.cases import box, contract, losses, mlp, pixels, pose, rays, sample, weights
 from bench.cases._case import Case, several
 
-STAGES = (pixels, pose, rays, box, sample, contract, mlp, weights)
+STAGES = (pixels, pose, rays, box, sample, contract, mlp, weights, losses)
 CASES: dict[str, Case] = {name: case for stage in STAGES for name, case in stage.CASES.items()}
 
 __all__ = ["CASES", "Case", "several"]
