@@ -100,17 +100,17 @@ void sample_pdf(Cpu, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weigh
     real total = 0;
     for (int64_t i = 0; i < bins; ++i) total += mass[size_t(i)] = annealed(w[i], exponent, pad);
     const real missing = std::max(real(0), kLeastMass - total);
-    total += missing;
+    const real each = missing / real(bins), share = 1 / (total + missing);
     const Interval warped = warped_interval(spacing, near.data[ray], far.data[ray]);
     const real shared = jitter == 1 ? uniform(key, uint64_t(ray)) : real(0.5);
     int64_t bin = 0;
-    real below = 0, above = std::min(real(1), (mass[0] + missing / real(bins)) / total);
+    real below = 0, above = std::min(real(1), (mass[0] + each) * share);
     for (int64_t k = 0; k < edges; ++k) {
       const int64_t i = ray * edges + k;
       const real u = spread(k, edges, jitter == 2 ? uniform(key, uint64_t(i)) : shared);
       while (above <= u && bin < bins - 1) {
         below = above;
-        above = std::min(real(1), below + (mass[size_t(++bin)] + missing / real(bins)) / total);
+        above = std::min(real(1), below + (mass[size_t(++bin)] + each) * share);
       }
       s_new.data[i] = invert_bin(u, below, above, e[bin], e[bin + 1]);
       t_new.data[i] = t_from_s(spacing, warped, s_new.data[i]);
