@@ -101,7 +101,7 @@ def contract_unit(x: Tensor, norm: str = "linf") -> Tensor:
 
 
 def contract_gaussian(mean: Tensor, covariance: Tensor, norm: str = "linf") -> tuple[Tensor, Tensor]:
-    """Contract Gaussians: means [..., 3]; covariances [..., 3, 3] as J S J^T, with J the Jacobian at the mean.
+    """Contract Gaussians: means [..., 3]; covariances [..., 3, 3] as J S J^T, J the Jacobian at the mean.
 
     mip-NeRF 360, equation 9, in plain torch. Gaussians with |mean| < 1 stay as they are, |.| being the norm
     that contracts (nerfstudio asks for the Euclidean length in every case, and so transforms covariances in
@@ -131,9 +131,9 @@ def contract_gaussian(mean: Tensor, covariance: Tensor, norm: str = "linf") -> t
 def conical_frustum(origins: Tensor, directions: Tensor, t: Tensor, area: Tensor) -> tuple[Tensor, Tensor]:
     """Gaussians of the pieces of a pixel's cone: means [..., S, 3] and covariances [..., S, 3, 3].
 
-    origins, directions [..., 3]; t [..., S + 1] edges; area [...] of the pixel at distance 1, taken for a disc
-    of radius sqrt(area / pi). Barron et al. 2021 (mip-NeRF), equations 7 and 8 in their stable form, in plain
-    torch.
+    origins, directions [..., 3]; t [..., S + 1] edges; area [...] of the pixel at distance 1, taken for a
+    disc of radius sqrt(area / pi). Barron et al. 2021 (mip-NeRF), equations 7 and 8 in their stable form, in
+    plain torch.
     """
     middle, half = (t[..., 1:] + t[..., :-1]) / 2, (t[..., 1:] - t[..., :-1]) / 2
     a, b = middle.square(), half.square()
