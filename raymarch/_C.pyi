@@ -247,7 +247,98 @@ def density_backward(h: Array, y: Array, scale: float, grad_sigma: Array, grad_h
 
 # Rendering weights along each ray.
 def weights_forward(sigma: Array, delta: Array, w: Array, /) -> None: ...
-def weights_backward(sigma: Array, delta: Array, w: Array, grad_w: Array, grad_sigma: Array, /) -> None: ...
+def weights_backward(
+    sigma: Array,
+    delta: Array,
+    w: Array,
+    grad_w: Array,
+    grad_sigma: Array | None,
+    grad_delta: Array | None,
+    /,
+) -> None: ...
+
+# The same for rays of different lengths, one after another: ray r has the samples offsets[r] .. offsets[r +
+# 1].
+def weights_packed_forward(sigma: Array, delta: Array, offsets: Array, w: Array, /) -> None: ...
+def weights_packed_backward(
+    sigma: Array,
+    delta: Array,
+    offsets: Array,
+    w: Array,
+    grad_w: Array,
+    grad_sigma: Array | None,
+    grad_delta: Array | None,
+    /,
+) -> None: ...
+
+# Transmittance in front of every sample, of such packed rays.
+def transmittance_forward(sigma: Array, delta: Array, offsets: Array, front: Array, /) -> None: ...
+def transmittance_backward(
+    sigma: Array,
+    delta: Array,
+    offsets: Array,
+    front: Array,
+    grad_front: Array,
+    grad_sigma: Array | None,
+    grad_delta: Array | None,
+    /,
+) -> None: ...
+
+# Weights and transmittance at the edges, from opacities.
+def weights_from_alpha_forward(alpha: Array, w: Array, front: Array, epsilon: float, /) -> None: ...
+def weights_from_alpha_backward(
+    alpha: Array,
+    front: Array,
+    grad_w: Array | None,
+    grad_front: Array | None,
+    grad_alpha: Array,
+    epsilon: float,
+    /,
+) -> None: ...
+
+# Every head of a rendering in one pass over the weights. Heads that are None are left out. background:
+# none (0), the constant `colour` (1), the ray's last sample (2). `clean` replaces NaN and clamps colours.
+def composite_forward(
+    w: Array,
+    t: Array,
+    rgb: Array | None,
+    normals: Array | None,
+    predicted: Array | None,
+    feature: Array | None,
+    colour: Array | None,
+    background: int,
+    clean: bool,
+    rgb_out: Array | None,
+    opacity: Array,
+    depth: Array,
+    expected: Array,
+    normals_out: Array | None,
+    predicted_out: Array | None,
+    feature_out: Array | None,
+    /,
+) -> None: ...
+def composite_backward(
+    w: Array,
+    t: Array,
+    rgb: Array | None,
+    normals: Array | None,
+    predicted: Array | None,
+    feature: Array | None,
+    colour: Array | None,
+    background: int,
+    g_rgb: Array | None,
+    g_opacity: Array | None,
+    g_expected: Array | None,
+    g_normals: Array | None,
+    g_predicted: Array | None,
+    g_feature: Array | None,
+    grad_w: Array,
+    grad_rgb: Array | None,
+    grad_normals: Array | None,
+    grad_predicted: Array | None,
+    grad_feature: Array | None,
+    /,
+) -> None: ...
 
 # One step of Adam on a flat parameter, in place. Learning rate, step count (from 1) and whether to step at
 # all live on the device, so that a CUDA graph can replay it. A gradient that is not finite is not applied and

@@ -6,6 +6,7 @@ from bench.cases import (
     contract,
     harmonics,
     hashgrid,
+    losses,
     mlp,
     pixels,
     pose,
@@ -15,7 +16,7 @@ from bench.cases import (
 )
 from bench.cases._case import Case, several
 
-STAGES = (pixels, pose, rays, box, sample, contract, hashgrid, harmonics, mlp, weights, composite)
+STAGES = (pixels, pose, rays, box, sample, contract, hashgrid, harmonics, mlp, weights, composite, losses)
 CASES: dict[str, Case] = {name: case for stage in STAGES for name, case in stage.CASES.items()}
 
 __all__ = ["CASES", "Case", "several"]

@@ -18,24 +18,26 @@ RM_HD Vec3 chosen(bool yes, Vec3 v) {
 }
 RM_HD bool finite(Vec3 x) { return (x.x - x.x == 0) & (x.y - x.y == 0) & (x.z - x.z == 0); }
 
-// With m = max(|x|, 1): 1/m, x/m, and in the cube the share each axis has in d|x|/dx, 0 for all but the longest.
+// With m = max(|x|, 1): 1/m, x/m, and in the cube the share each axis has in d|x|/dx, 0 for all but the
+// longest.
 struct Polar {
   real inverse;
   Vec3 unit, share;
 };
 
-// The longest axis of x/m is exactly 1, and where x is infinite, x/m is still a direction. Axes that tie for the
-// longest have equal shares.
+// The longest axis of x/m is exactly 1, and where x is infinite, x/m is still a direction. Axes that tie for
+// the longest have equal shares.
 RM_HD Polar polar_in_cube(Vec3 x) {
   const real a = std::fabs(x.x), b = std::fabs(x.y), c = std::fabs(x.z);
   const real m = greater(greater(greater(a, b), c), 1), inverse = 1 / m;
   const bool at_a = a == m, at_b = b == m, at_c = c == m;
   const int ties = int(at_a) + int(at_b) + int(at_c);
   const real part = ties == 3 ? real(1) / 3 : ties == 2 ? real(0.5) : real(1);
-  return {inverse,
-          {at_a ? std::copysign(real(1), x.x) : inverse * x.x, at_b ? std::copysign(real(1), x.y) : inverse * x.y,
-           at_c ? std::copysign(real(1), x.z) : inverse * x.z},
-          {at_a ? part : real(0), at_b ? part : real(0), at_c ? part : real(0)}};
+  return {
+      inverse,
+      {at_a ? std::copysign(real(1), x.x) : inverse * x.x, at_b ? std::copysign(real(1), x.y) : inverse * x.y,
+       at_c ? std::copysign(real(1), x.z) : inverse * x.z},
+      {at_a ? part : real(0), at_b ? part : real(0), at_c ? part : real(0)}};
 }
 
 // In the ball the length is taken of x/m of the cube, whose squares do not overflow.
@@ -51,15 +53,19 @@ RM_HD real cube_axis(real across, real along, real share, real unit, real g, rea
   return (across * (1 - share) + along * share) * g + (along - across) * share * unit * others;
 }
 
-// J^T g of a map x -> rho(m) x/m, given across = rho/m, the factor sideways, and along = rho', the factor outwards.
-// Far out `along` is much the smaller; neither sum hides it behind a difference of two large numbers.
+// J^T g of a map x -> rho(m) x/m, given across = rho/m, the factor sideways, and along = rho', the factor
+// outwards. Far out `along` is much the smaller; neither sum hides it behind a difference of two large
+// numbers.
 RM_HD Vec3 radial_vjp(int64_t norm, const Polar& at, real across, real along, Vec3 g) {
   const Vec3 u = at.unit, p = at.share, ug = {u.x * g.x, u.y * g.y, u.z * g.z};
   if (norm == kLinf)
-    return {cube_axis(across, along, p.x, u.x, g.x, ug.y + ug.z), cube_axis(across, along, p.y, u.y, g.y, ug.x + ug.z),
+    return {cube_axis(across, along, p.x, u.x, g.x, ug.y + ug.z),
+            cube_axis(across, along, p.y, u.y, g.y, ug.x + ug.z),
             cube_axis(across, along, p.z, u.z, g.z, ug.x + ug.y)};
   const Vec3 outwards = (ug.x + ug.y + ug.z) * u;
-  return across * (g - outwards) + along * outwards;
+  const Vec3 turned = across * (g - outwards) + along * outwards;
+  const bool inside = across == along;  // to the last bit
+  return {inside ? g.x : turned.x, inside ? g.y : turned.y, inside ? g.z : turned.z};
 }
 
 RM_HD Vec3 contract(int64_t norm, Vec3 x) {
