@@ -28,7 +28,13 @@ def gather_pixels_forward(images: Tensor, index: Tensor, channels: int) -> Tenso
 
 @op
 def gather_features_forward(
-    maps: Tensor, map_starts: Tensor, map_size: Tensor, image_size: Tensor, camera: Tensor, xy: Tensor, mode: int
+    maps: Tensor,
+    map_starts: Tensor,
+    map_size: Tensor,
+    image_size: Tensor,
+    camera: Tensor,
+    xy: Tensor,
+    mode: int,
 ) -> Tensor:
     feature = xy.new_empty(camera.shape[0], maps.shape[1])
     launch("gather_features", maps, map_starts, map_size, image_size, camera, xy, feature, mode)

@@ -110,9 +110,7 @@ def sample_pdf(
 
 
 @op
-def sample_distances_forward(
-    edges: Tensor, near: Tensor, far: Tensor, spacing: int, inverse: bool
-) -> Tensor:
+def sample_distances_forward(edges: Tensor, near: Tensor, far: Tensor, spacing: int, inverse: bool) -> Tensor:
     moved = empty_like(edges)
     launch("sample_distances", edges, near, far, moved, spacing, inverse)
     return moved
