@@ -30,6 +30,7 @@ def scene():
 def tiny(**knobs):
     config = override(preset("tiny"), "model.fields.feature.width=32")
     config = override(config, "model.poses.mode=SO3xR3")
+    config = override(config, "model.fields.radiance.average_init_density=10")  # something to see at once
     for name, value in knobs.items():
         config = override(config, f"{name}={value}")
     return config.model

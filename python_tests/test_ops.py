@@ -42,20 +42,20 @@ def test_gradient_by_finite_differences(case):
     args = with_grad(case, widened(case.inputs(3)))
     outputs = several(case.op(*args))
     keep = [i for i, o in enumerate(outputs) if o.requires_grad]
-    entries = sum(args[i].numel() for i in case.differentiable) * sum(outputs[i].numel() for i in keep)
-    fast = entries > 100_000  # then a random projection of the Jacobian instead of the whole
+    entries = sum(args[i].numel() for i in case.differentiable)
+    many = entries > 1000  # then along random directions instead of entry by entry
     assert torch.autograd.gradcheck(
-        lambda *a: tuple(several(case.op(*a))[i] for i in keep), args, fast_mode=fast
+        lambda *a: tuple(several(case.op(*a))[i] for i in keep), args, fast_mode=many
     )
 
 
 def test_traces_without_graph_breaks(case, device):
+    torch._dynamo.reset()  # `total` is one piece of code for all rows, and dynamo retraces a piece only so often
     args = with_grad(case, moved(case.inputs(8), device))
 
     def total(*a):
         return sum(o.double().square().sum() for o in several(case.op(*a)) if o.is_floating_point())
 
-    torch._dynamo.reset()  # rows share this code, and each recompiles it
     compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), total(*args), rtol=1e-5, atol=1e-8)
 

@@ -1,9 +1,22 @@
-"""What every op is asked to do: one row per op, one file per stage, read by the tests and by the benchmark."""
+"""What every op must do: one row per op, one file per stage, read by the tests and by the benchmark."""
 
-from bench.cases import box, composite, contract, mlp, pixels, pose, rays, sample, weights
+from bench.cases import (
+    box,
+    composite,
+    contract,
+    harmonics,
+    hashgrid,
+    losses,
+    mlp,
+    pixels,
+    pose,
+    rays,
+    sample,
+    weights,
+)
 from bench.cases._case import Case, several
 
-STAGES = (pixels, pose, rays, box, sample, contract, mlp, weights, composite)
+STAGES = (pixels, pose, rays, box, sample, contract, hashgrid, harmonics, mlp, weights, composite, losses)
 CASES: dict[str, Case] = {name: case for stage in STAGES for name, case in stage.CASES.items()}
 
 __all__ = ["CASES", "Case", "several"]

@@ -46,6 +46,17 @@ def _features(maps, map_starts, map_size, image_size, camera, xy) -> Tensor:
     return maps[map_starts[camera] + cell[:, 1] * size[:, 0] + cell[:, 0]].double()
 
 
+def _bilinear(maps, map_starts, map_size, image_size, camera, xy, mode: str) -> Tensor:
+    """One camera at a time through torch's own interpolation."""
+    found = maps.new_empty(len(camera), maps.shape[1], dtype=torch.float64)
+    for i, ((w, h), size) in enumerate(zip(map_size.tolist(), image_size, strict=True)):
+        grid = maps[map_starts[i] : map_starts[i] + w * h].double().view(1, h, w, -1).movedim(-1, 1)
+        at = (2 * xy[camera == i].double() / size - 1).view(1, -1, 1, 2)
+        values = torch.nn.functional.grid_sample(grid, at, padding_mode="border", align_corners=False)
+        found[camera == i] = values[0, :, :, 0].mT
+    return found
+
+
 def _lookups(n: int):
     counter = torch.tensor([3, 5])
     camera, xy, _ = draw_pixels(counter, STARTS, SIZES[:, 0].contiguous(), n)
@@ -64,4 +75,10 @@ CASES = {
         bytes_per_ray=23,
     ),
     "gather_features": Case(gather_features, _features, _lookups, bytes_per_ray=16 + 2 * 4 * 768),
+    "gather_features_bilinear": Case(
+        gather_features,
+        _bilinear,
+        lambda n: (*_lookups(n), "bilinear"),
+        bytes_per_ray=16 + 5 * 4 * 768,
+    ),
 }

@@ -5,7 +5,14 @@ from torch import Tensor
 
 from bench.cases._case import Case
 from bench.cases.contract import _contract_unit
-from raymarch.ops.sample import positions, sample_pdf, sample_spaced, sample_unit_positions
+from raymarch.ops.sample import (
+    positions,
+    s_from_t,
+    sample_pdf,
+    sample_spaced,
+    sample_unit_positions,
+    t_from_s,
+)
 
 
 def _piecewise(s: Tensor, near: Tensor, far: Tensor) -> Tensor:
@@ -16,13 +23,21 @@ def _piecewise(s: Tensor, near: Tensor, far: Tensor) -> Tensor:
     return torch.where(g < 0.5, 2 * g, 1 / (2 - 2 * g))
 
 
+def _inverse(t: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    def warp(t):
+        return torch.where(t < 1, t / 2, 1 - 1 / (2 * t))
+
+    low, high = warp(near)[:, None], warp(far)[:, None]
+    return ((warp(t) - low) / (high - low)).clamp(0, 1)
+
+
 def _spaced(near: Tensor, far: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     s = torch.linspace(0, 1, samples + 1, dtype=near.dtype).expand(len(near), -1)
     return s, _piecewise(s, near, far)
 
 
-def _pdf(s: Tensor, weights: Tensor, near: Tensor, far: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    w = weights + 0.01
+def _pdf(s: Tensor, weights: Tensor, near: Tensor, far: Tensor, samples: int, *settings) -> tuple[Tensor, Tensor]:
+    w = (weights ** settings[4] if settings else weights) + 0.01
     cdf = torch.nn.functional.pad((w / w.sum(-1, keepdim=True)).cumsum(-1), (1, 0)).clamp_max(1)
     edges = samples + 1
     u = ((torch.arange(edges, dtype=s.dtype) + 0.5) / edges).expand(len(s), -1).contiguous()
@@ -62,6 +77,25 @@ CASES = {
     ),
     "sample_pdf": Case(
         sample_pdf, _pdf, _histogram, bytes_per_ray=8 + 4 * (97 + 96) + 8 * 49, tolerance=1e-5
+    ),
+    "sample_pdf_annealed": Case(
+        sample_pdf,
+        _pdf,
+        lambda n: (*_histogram(n), "piecewise", "none", None, 2, torch.tensor([0.3])),
+        bytes_per_ray=8 + 4 * (97 + 96) + 8 * 49,
+        tolerance=1e-5,
+    ),
+    "t_from_s": Case(
+        t_from_s,
+        _piecewise,
+        lambda n: (torch.rand(n, 49), *_planes(n)),
+        bytes_per_ray=8 + 8 * 49,
+    ),
+    "s_from_t": Case(
+        s_from_t,
+        _inverse,
+        lambda n: (12 * torch.rand(n, 49), *_planes(n)),
+        bytes_per_ray=8 + 8 * 49,
     ),
     "positions": Case(
         positions, _positions, _along, bytes_per_ray=24 + 4 * 49 + 12 * 48, differentiable=(0, 1)

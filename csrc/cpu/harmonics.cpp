@@ -9,7 +9,9 @@ namespace {
 
 constexpr int kBlock = 64;  // points per vectorised loop
 
-int in_block(int64_t points, int64_t block) { return int(std::min<int64_t>(kBlock, points - block * kBlock)); }
+int in_block(int64_t points, int64_t block) {
+  return int(std::min<int64_t>(kBlock, points - block * kBlock));
+}
 
 RM_CLONES void harmonics_block(const real* d, int count, int64_t signs, real* y) {
   for (int i = 0; i < count; ++i) {
@@ -18,7 +20,8 @@ RM_CLONES void harmonics_block(const real* d, int count, int64_t signs, real* y)
   }
 }
 
-RM_CLONES void harmonics_block_vjp(const real* d, int count, int64_t signs, const real* grad_y, real* grad_d) {
+RM_CLONES void harmonics_block_vjp(const real* d, int count, int64_t signs, const real* grad_y,
+                                   real* grad_d) {
   for (int i = 0; i < count; ++i) {
     Harmonics g;
     for (int k = 0; k < kHarmonics; ++k) g.of[k] = grad_y[i * kHarmonics + k];
@@ -34,33 +37,17 @@ RM_CLONES void turns(const real* x, real frequency, real* sine, real* cosine) {
   }
 }
 
-RM_CLONES void add_turn_vjps(const real* x, real frequency, const real* sine, const real* cosine, real* grad_x) {
+RM_CLONES void add_turn_vjps(const real* x, real frequency, const real* sine, const real* cosine,
+                             real* grad_x) {
   for (int i = 0; i < kBlock; ++i)
     grad_x[i] += turn_vjp(turn(frequency * x[i]), frequency, {sine[i], cosine[i]});
-}
-
-struct Columns {
-  int64_t sine, cosine;
-};
-Columns columns(int d, int64_t k, int64_t frequencies, int64_t layout) {
-  const int64_t wave = d * frequencies + k;
-  if (layout == kTcnnFourier) return {2 * wave, 2 * wave + 1};
-  return {wave, 3 * frequencies + wave};
-}
-
-void require_signs(int64_t signs) {
-  require(signs >= 0 && signs < kHarmonicSigns, "signs is not a known convention");
-}
-void require_fourier(int64_t frequencies, int64_t layout, int64_t outputs) {
-  require(frequencies >= 1 && frequencies <= kMaxFrequencies, "frequencies must lie in 1..24");
-  require(layout >= 0 && layout < kFourierLayouts, "layout is not a known mode");
-  require(outputs == 6 * frequencies, "the output must have 6 * frequencies columns");
 }
 
 }  // namespace
 
 void harmonics_forward(Cpu, In<real, kPoints, 3> d, int64_t signs, Out<real, kPoints, 16> y) {
-  require_signs(signs);
+  const char* problem = harmonics_problem(signs);
+  require(!problem, problem);
   parallel_for((d.size[0] + kBlock - 1) / kBlock, kBlock * 8, [&](int64_t b) {
     harmonics_block(d.data + 3 * b * kBlock, in_block(d.size[0], b), signs, y.data + b * kBlock * kHarmonics);
   });
@@ -68,7 +55,8 @@ void harmonics_forward(Cpu, In<real, kPoints, 3> d, int64_t signs, Out<real, kPo
 
 void harmonics_backward(Cpu, In<real, kPoints, 3> d, int64_t signs, In<real, kPoints, 16> grad_y,
                         Out<real, kPoints, 3> grad_d) {
-  require_signs(signs);
+  const char* problem = harmonics_problem(signs);
+  require(!problem, problem);
   parallel_for((d.size[0] + kBlock - 1) / kBlock, kBlock * 8, [&](int64_t b) {
     harmonics_block_vjp(d.data + 3 * b * kBlock, in_block(d.size[0], b), signs,
                         grad_y.data + b * kBlock * kHarmonics, grad_d.data + 3 * b * kBlock);
@@ -77,16 +65,17 @@ void harmonics_backward(Cpu, In<real, kPoints, 3> d, int64_t signs, In<real, kPo
 
 void fourier_forward(Cpu, In<real, kPoints, 3> x, int64_t frequencies, int64_t layout,
                      Out<real, kPoints, kOutputs> y) {
-  require_fourier(frequencies, layout, y.size[1]);
+  const char* problem = fourier_problem(frequencies, layout, y.size[1]);
+  require(!problem, problem);
   parallel_for((x.size[0] + kBlock - 1) / kBlock, kBlock * frequencies * 4, [&](int64_t b) {
     const int count = in_block(x.size[0], b);
     real at[kBlock] = {}, sine[kBlock], cosine[kBlock];
     real* rows = y.data + b * kBlock * y.size[1];
     for (int d = 0; d < 3; ++d) {
       for (int i = 0; i < count; ++i) at[i] = x.data[3 * (b * kBlock + i) + d];
-      for (int64_t k = 0; k < frequencies; ++k) {
+      for (int k = 0; k < frequencies; ++k) {
         turns(at, fourier_frequency(k, layout), sine, cosine);
-        const Columns to = columns(d, k, frequencies, layout);
+        const Columns to = fourier_columns(d, k, int(frequencies), layout);
         for (int i = 0; i < count; ++i) {
           rows[i * y.size[1] + to.sine] = sine[i];
           rows[i * y.size[1] + to.cosine] = cosine[i];
@@ -98,7 +87,8 @@ void fourier_forward(Cpu, In<real, kPoints, 3> x, int64_t frequencies, int64_t l
 
 void fourier_backward(Cpu, In<real, kPoints, 3> x, int64_t frequencies, int64_t layout,
                       In<real, kPoints, kOutputs> grad_y, Out<real, kPoints, 3> grad_x) {
-  require_fourier(frequencies, layout, grad_y.size[1]);
+  const char* problem = fourier_problem(frequencies, layout, grad_y.size[1]);
+  require(!problem, problem);
   parallel_for((x.size[0] + kBlock - 1) / kBlock, kBlock * frequencies * 4, [&](int64_t b) {
     const int count = in_block(x.size[0], b);
     real at[kBlock] = {}, sine[kBlock] = {}, cosine[kBlock] = {};
@@ -106,8 +96,8 @@ void fourier_backward(Cpu, In<real, kPoints, 3> x, int64_t frequencies, int64_t 
     for (int d = 0; d < 3; ++d) {
       real sum[kBlock] = {};
       for (int i = 0; i < count; ++i) at[i] = x.data[3 * (b * kBlock + i) + d];
-      for (int64_t k = 0; k < frequencies; ++k) {
-        const Columns from = columns(d, k, frequencies, layout);
+      for (int k = 0; k < frequencies; ++k) {
+        const Columns from = fourier_columns(d, k, int(frequencies), layout);
         for (int i = 0; i < count; ++i) {
           sine[i] = rows[i * grad_y.size[1] + from.sine];
           cosine[i] = rows[i * grad_y.size[1] + from.cosine];

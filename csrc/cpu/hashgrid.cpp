@@ -1,6 +1,6 @@
 // Hash grid on the CPU. Points go in blocks: vectorised loops find the corners of a whole block at one level,
-// then each point fetches its entries. The gradient to the table is split by levels, so no two threads write the
-// same entry and its sums have one order.
+// then each point fetches its entries. The gradient to the table is split by levels, so no two threads write
+// the same entry and its sums have one order.
 #include "math/hashgrid.h"
 
 #include "cpu/clones.h"
@@ -99,6 +99,15 @@ real sum_of(const Entry<F>& entry) {
   return of[0];
 }
 
+template <int F>
+bool any(const Entry<F>& entry) {
+  real of[F];
+  store<F>(entry, of);
+  bool found = false;
+  for (int f = 0; f < F; ++f) found |= of[f] != real(0);
+  return found;
+}
+
 template <int F, class T>
 void gather(const T* table, const Block& block, real* y, int64_t pitch) {
   for (int i = 0; i < block.count; ++i) {
@@ -118,6 +127,7 @@ void scatter(real* grad_table, const Block& block, const real* grad_y, int64_t p
   Entry<F> g, entry;
   for (int i = 0; i < block.count; ++i) {
     load<F>(grad_y + i * pitch, g);
+    if (!any<F>(g)) continue;  // masked points are common, and may have no position
     for (int c = 0; c < 8; ++c) {
       real* at = grad_table + int64_t{block.slot[c][i]} * F;
       load<F>(at, entry);
@@ -151,25 +161,13 @@ void add_slopes(Level level, Block& block) {
   }
 }
 
-Grid opened_grid(int64_t levels, int64_t base_resolution, int64_t max_resolution, int64_t log2_size,
-                 int64_t interpolation, int64_t layout, int64_t entries, int64_t features, int64_t outputs) {
-  const char* problem =
-      grid_problem(levels, base_resolution, max_resolution, log2_size, interpolation, layout);
+Grid checked(const GridSettings& settings, int64_t entries, int64_t features, int64_t outputs) {
+  const char* problem = grid_problem(settings);
   require(!problem, problem);
-  const Grid grid = make_grid(levels, base_resolution, max_resolution, log2_size, interpolation, layout);
-  require(entries == grid.entries, "the table must have as many entries as table_layout says");
-  require(features == 1 || features == 2 || features == 4 || features == 8,
-          "the table must have 1, 2, 4 or 8 features per entry");
-  require(outputs == levels * features, "the output must have levels * features columns");
+  const Grid grid = make_grid(settings);
+  problem = grid_problem(grid, entries, features, outputs);
+  require(!problem, problem);
   return grid;
-}
-
-template <class Body>
-void with_features(int64_t features, const Body& body) {
-  if (features == 1) return body(std::integral_constant<int, 1>{});
-  if (features == 2) return body(std::integral_constant<int, 2>{});
-  if (features == 4) return body(std::integral_constant<int, 4>{});
-  body(std::integral_constant<int, 8>{});
 }
 
 RM_CLONES void forward_chunk(const Grid& grid, In<real, kPoints, 3> x, Payload<kEntries, kChannels> any,
@@ -182,14 +180,16 @@ RM_CLONES void forward_chunk(const Grid& grid, In<real, kPoints, 3> x, Payload<k
         for (int64_t first = begin; first < end; first += kBlock) {
           load_points(x, first, end, block);
           find_corners(grid.level[l], grid.smooth, block);
-          gather<F>(table.data + grid.level[l].offset * F, block, y.data + first * y.size[1] + l * F, y.size[1]);
+          gather<F>(table.data + grid.level[l].offset * F, block, y.data + first * y.size[1] + l * F,
+                    y.size[1]);
         }
     });
   });
 }
 
 RM_CLONES void backward_levels(const Grid& grid, int from, int to, In<real, kPoints, 3> x,
-                               In<real, kPoints, kOutputs> grad_y, Out<real, kEntries, kChannels> grad_table) {
+                               In<real, kPoints, kOutputs> grad_y,
+                               Out<real, kEntries, kChannels> grad_table) {
   const int64_t points = x.size[0], width = grad_y.size[1];
   with_features(grad_table.size[1], [&](auto features) {
     constexpr int F = decltype(features)::value;
@@ -231,9 +231,10 @@ RM_CLONES void input_gradient_block(const Grid& grid, In<real, kPoints, 3> x,
 void hashgrid_layout(Cpu, Out<double, kEntries, 4> rows, int64_t base_resolution, int64_t max_resolution,
                      int64_t log2_size, int64_t layout) {
   const int64_t levels = rows.size[0];
-  const char* problem = grid_problem(levels, base_resolution, max_resolution, log2_size, kLinear, layout);
+  const GridSettings settings = {levels, base_resolution, max_resolution, log2_size, kLinear, layout};
+  const char* problem = grid_problem(settings);
   require(!problem, problem);
-  const Grid grid = make_grid(levels, base_resolution, max_resolution, log2_size, kLinear, layout);
+  const Grid grid = make_grid(settings);
   for (int64_t l = 0; l < levels; ++l) {
     const Level level = grid.level[l];
     const double row[4] = {double(level.resolution), double(level.scale), double(level.entries),
@@ -245,8 +246,8 @@ void hashgrid_layout(Cpu, Out<double, kEntries, 4> rows, int64_t base_resolution
 void hashgrid_forward(Cpu, In<real, kPoints, 3> x, Payload<kEntries, kChannels> table, int64_t levels,
                       int64_t base_resolution, int64_t max_resolution, int64_t log2_size,
                       int64_t interpolation, int64_t layout, Out<real, kPoints, kOutputs> y) {
-  const Grid grid = opened_grid(levels, base_resolution, max_resolution, log2_size, interpolation, layout,
-                                table.size[0], table.size[1], y.size[1]);
+  const Grid grid = checked({levels, base_resolution, max_resolution, log2_size, interpolation, layout},
+                            table.size[0], table.size[1], y.size[1]);
   // Fewer points a chunk where there are few, so that every core gets some.
   const int64_t points = x.size[0];
   const int64_t step = std::max<int64_t>(kBlock, std::min(kChunk, points / 16 / kBlock * kBlock));
@@ -259,8 +260,8 @@ void hashgrid_backward(Cpu, In<real, kPoints, 3> x, int64_t levels, int64_t base
                        int64_t max_resolution, int64_t log2_size, int64_t interpolation, int64_t layout,
                        In<real, kPoints, kOutputs> grad_y, Maybe<Out<int64_t, kBytes>>,
                        Out<real, kEntries, kChannels> grad_table) {
-  const Grid grid = opened_grid(levels, base_resolution, max_resolution, log2_size, interpolation, layout,
-                                grad_table.size[0], grad_table.size[1], grad_y.size[1]);
+  const Grid grid = checked({levels, base_resolution, max_resolution, log2_size, interpolation, layout},
+                            grad_table.size[0], grad_table.size[1], grad_y.size[1]);
   parallel_for((levels + kLevelsPerTask - 1) / kLevelsPerTask, x.size[0], [&](int64_t task) {
     const int from = int(task) * kLevelsPerTask;
     backward_levels(grid, from, std::min(grid.levels, from + kLevelsPerTask), x, grad_y, grad_table);
@@ -271,8 +272,8 @@ void hashgrid_input_gradient(Cpu, In<real, kPoints, 3> x, Payload<kEntries, kCha
                              int64_t base_resolution, int64_t max_resolution, int64_t log2_size,
                              int64_t interpolation, int64_t layout, In<real, kPoints, kOutputs> grad_y,
                              Out<real, kPoints, 3> grad_x) {
-  const Grid grid = opened_grid(levels, base_resolution, max_resolution, log2_size, interpolation, layout,
-                                table.size[0], table.size[1], grad_y.size[1]);
+  const Grid grid = checked({levels, base_resolution, max_resolution, log2_size, interpolation, layout},
+                            table.size[0], table.size[1], grad_y.size[1]);
   parallel_for((x.size[0] + kBlock - 1) / kBlock, kBlock * levels,
                [&](int64_t b) { input_gradient_block(grid, x, table, grad_y, grad_x, b * kBlock); });
 }

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cpu/parallel.h"
 #include "math/lookup.h"
 #include "math/random.h"
@@ -11,12 +13,14 @@ void draw_pixels(Cpu, In<int64_t, 2> counter, In<int64_t, kEdges> starts, In<int
   const int64_t cameras = widths.size[0];
   require(starts.size[0] == cameras + 1, "starts must have one number more than widths");
   const int64_t choices = valid ? valid.size[0] : starts.data[cameras];
-  require(choices > 0, "there are no pixels to draw from");
+  require(cameras > 0 && choices > 0, "there are no pixels to draw from");
   const uint64_t key = random_key(counter.data[0], counter.data[1], stream);
   parallel_for(camera.size[0], 64, [&](int64_t ray) {
     const int64_t drawn = uniform_below(key, uint64_t(ray), choices);
     const int64_t pixel = valid ? valid.data[drawn] : drawn;
+    require(pixel >= 0 && pixel < starts.data[cameras], "valid names a pixel outside the images");
     const int64_t image = owner(starts.data, cameras, pixel), place = pixel - starts.data[image];
+    require(widths.data[image] > 0, "an image with pixels has no width");
     const int64_t row = place / widths.data[image];
     camera.data[ray] = image, index.data[ray] = pixel;
     xy.data[2 * ray] = float(place - row * widths.data[image]) + 0.5f;
@@ -27,6 +31,7 @@ void draw_pixels(Cpu, In<int64_t, 2> counter, In<int64_t, kEdges> starts, In<int
 void gather_pixels(Cpu, In<uint8_t, kBytes> images, In<int64_t, kRays> index,
                    Out<float, kRays, kChannels> colour) {
   const int64_t channels = colour.size[1], pixels = images.size[0] / std::max<int64_t>(channels, 1);
+  require(channels >= 1 && images.size[0] % channels == 0, "images must hold `channels` bytes per pixel");
   parallel_for(index.size[0], 16, [&](int64_t ray) {
     const int64_t from = index.data[ray];
     require(from >= 0 && from < pixels, "index points outside the images");
@@ -39,29 +44,34 @@ void gather_features(Cpu, Payload<kEntries, kChannels> maps, In<int64_t, kCamera
                      In<int64_t, kCameras, 2> map_size, In<int64_t, kCameras, 2> image_size,
                      In<int64_t, kRays> camera, In<float, kRays, 2> xy, Out<float, kRays, kChannels> feature,
                      int64_t mode) {
+  require(mode >= 0 && mode < kLookups, "mode is not a known lookup");
   const int64_t channels = feature.size[1];
   with_dtype(maps, [&](auto maps) {
     parallel_for(camera.size[0], channels, [&](int64_t ray) {
       const int64_t image = camera.data[ray];
       require(image >= 0 && image < map_size.size[0], "camera points outside the maps");
-      const int64_t *map = map_size.data + 2 * image, *size = image_size.data + 2 * image;
-      const auto* base = maps.data + map_starts.data[image] * channels;
+      const int64_t width = map_size.data[2 * image], height = map_size.data[2 * image + 1];
+      const int64_t start = map_starts.data[image];
+      require(start >= 0 && width > 0 && height > 0 && start + width * height <= maps.size[0],
+              "map_starts and map_size reach outside the maps");
+      const int64_t *size = image_size.data + 2 * image;
       const float x = xy.data[2 * ray], y = xy.data[2 * ray + 1];
+      const auto cell = [&](int64_t row, int64_t column) {
+        return maps.data + (start + row * width + column) * channels;
+      };
       float* out = feature.data + ray * channels;
-      if (mode == 0) {
-        const int64_t cell = nearest_cell(y, size[1], map[1]) * map[0] + nearest_cell(x, size[0], map[0]);
-        for (int64_t c = 0; c < channels; ++c) out[c] = float(to_float(base[cell * channels + c]));
+      if (mode == kNearestBelow) {
+        const auto* found = cell(nearest_cell(y, size[1], height), nearest_cell(x, size[0], width));
+        for (int64_t c = 0; c < channels; ++c) out[c] = float(to_float(found[c]));
         return;
       }
-      const Cells u = cells_around(x, size[0], map[0]), v = cells_around(y, size[1], map[1]);
-      const auto *a = base + (v.first * map[0] + u.first) * channels,
-                 *b = base + (v.first * map[0] + u.second) * channels,
-                 *p = base + (v.second * map[0] + u.first) * channels,
-                 *q = base + (v.second * map[0] + u.second) * channels;
+      const Cells u = cells_around(x, size[0], width), v = cells_around(y, size[1], height);
+      const auto *a = cell(v.first, u.first), *b = cell(v.first, u.second);
+      const auto *p = cell(v.second, u.first), *q = cell(v.second, u.second);
       for (int64_t c = 0; c < channels; ++c) {
-        const float top = float(to_float(a[c])) * (1 - u.share) + float(to_float(b[c])) * u.share;
-        const float bottom = float(to_float(p[c])) * (1 - u.share) + float(to_float(q[c])) * u.share;
-        out[c] = top * (1 - v.share) + bottom * v.share;
+        const float above = blend(float(to_float(a[c])), float(to_float(b[c])), u.share);
+        const float below = blend(float(to_float(p[c])), float(to_float(q[c])), u.share);
+        out[c] = blend(above, below, v.share);
       }
     });
   });

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/clones.h"
 #include "cpu/parallel.h"
 #include "math/contract.h"
 #include "math/random.h"
@@ -11,9 +12,122 @@
 namespace raymarch {
 namespace {
 
-real midpoint(In<real, kRays, kEdges> t, int64_t ray, int64_t i) {
-  const real* edges = t.data + ray * t.size[1] + i;
-  return real(0.5) * (edges[0] + edges[1]);
+// One loop per spacing: known beforehand, it leaves no branch in the loop.
+template <class Body>
+inline void each_edge(int64_t spacing, int edges, const Body& body) {
+  switch (spacing) {
+    case kLinearDisparity:
+      for (int j = 0; j < edges; ++j) body(kLinearDisparity, j);
+      return;
+    case kSqrt:
+      for (int j = 0; j < edges; ++j) body(kSqrt, j);
+      return;
+    case kPiecewise:
+      for (int j = 0; j < edges; ++j) body(kPiecewise, j);
+      return;
+    default:
+      for (int j = 0; j < edges; ++j) body(spacing, j);
+  }
+}
+
+RM_CLONES void distances(int64_t spacing, Interval ends, int edges, const real* __restrict s, real* __restrict t) {
+  each_edge(spacing, edges, [&](int64_t spacing, int j) { t[j] = t_from_s(spacing, ends, s[j]); });
+}
+RM_CLONES void normalised(int64_t spacing, Interval ends, int edges, const real* __restrict t,
+                          real* __restrict s) {
+  each_edge(spacing, edges, [&](int64_t spacing, int j) { s[j] = s_from_t(spacing, ends, t[j]); });
+}
+
+RM_CLONES void even_edges(int bins, real* s) {
+  for (int j = 0; j <= bins; ++j) s[j] = real(j) / real(bins);
+}
+RM_CLONES void jittered_edges(int bins, real jitter, real* s) {
+  for (int j = 0; j <= bins; ++j) s[j] = jittered_edge(j, bins, jitter);
+}
+
+// The cumulative sum of the bins' masses.
+RM_CLONES void cumulate(int bins, const real* __restrict weights, real exponent, real padding,
+                        real* __restrict upto) {
+  if (exponent == 1)
+    for (int i = 0; i < bins; ++i) upto[i] = annealed(weights[i], 1, padding);
+  else
+    for (int i = 0; i < bins; ++i) upto[i] = annealed(weights[i], exponent, padding);
+  real sum = 0;
+  for (int i = 0; i < bins; ++i) upto[i] = sum += upto[i];
+  if (sum >= kLeastMass) return;
+  const real each = (kLeastMass - sum) / real(bins);
+  for (int i = 0; i < bins; ++i) upto[i] += each * real(i + 1);
+}
+
+RM_CLONES void spread_targets(int edges, real jitter, real total, real* targets) {
+  for (int k = 0; k < edges; ++k) targets[k] = spread(k, edges, jitter) * total;
+}
+
+// Finds each target's bin without a search or a branch: target k lies in the k-th of `edges` equal parts of the
+// total, so a bin's end needs only one comparison to say which targets are beyond it.
+void invert(int bins, const real* upto, const real* e, int edges, const real* targets, real* s) {
+  static thread_local std::vector<int> steps;  // by how many bins a target is further than the one before
+  steps.assign(size_t(edges) + 1, 0);
+  const real parts = real(edges) / upto[bins - 1], last = real(edges - 1);
+  for (int i = 0; i + 1 < bins; ++i) {
+    const real part = upto[i] * parts;
+    const int k = part < last ? int(part) : edges - 1;
+    ++steps[size_t(k + (targets[k] < upto[i]))];
+  }
+  for (int k = 0, bin = 0; k < edges; ++k) {
+    bin += steps[size_t(k)];
+    s[k] = invert_bin(targets[k], bin ? upto[bin - 1] : 0, upto[bin], e[bin], e[bin + 1]);
+  }
+}
+
+RM_CLONES void midpoints(Vec3 o, Vec3 d, int samples, const real* __restrict t, real* __restrict x) {
+  for (int i = 0; i < samples; ++i) store3(x, i, o + (real(0.5) * (t[i] + t[i + 1])) * d);
+}
+
+// One loop per norm, as for spacings.
+template <class Body>
+inline void each_sample(int64_t norm, int samples, const Body& body) {
+  if (norm == kLinf)
+    for (int i = 0; i < samples; ++i) body(kLinf, i);
+  else
+    for (int i = 0; i < samples; ++i) body(kL2, i);
+}
+
+RM_CLONES void unit_midpoints(int64_t norm, Vec3 o, Vec3 d, int samples, const real* __restrict t,
+                              real* __restrict y) {
+  each_sample(norm, samples, [&](int64_t norm, int i) {
+    store3(y, i, contract_unit(norm, o + (real(0.5) * (t[i] + t[i + 1])) * d));
+  });
+}
+RM_CLONES void unit_midpoints_vjp(int64_t norm, Vec3 o, Vec3 d, int samples, const real* __restrict t,
+                                  const real* __restrict grad_y, real* __restrict grad_x) {
+  each_sample(norm, samples, [&](int64_t norm, int i) {
+    store3(grad_x, i, contract_unit_vjp(norm, o + (real(0.5) * (t[i] + t[i + 1])) * d, load3(grad_y, i)));
+  });
+}
+
+struct RayGradient {
+  Vec3 origin, direction;
+};
+RM_CLONES RayGradient summed(int samples, const real* __restrict t, const real* __restrict grad_x) {
+  RayGradient sum{{0, 0, 0}, {0, 0, 0}};
+  for (int i = 0; i < samples; ++i) {
+    const Vec3 g = load3(grad_x, i);
+    sum.origin = sum.origin + g, sum.direction = sum.direction + (real(0.5) * (t[i] + t[i + 1])) * g;
+  }
+  return sum;
+}
+
+std::vector<real>& scratch(int64_t size) {
+  static thread_local std::vector<real> room;
+  if (int64_t(room.size()) < size) room.resize(size_t(size));
+  return room;
+}
+
+void require_sampling(int64_t spacing, int64_t jitter, bool has_counter) {
+  require(spacing >= 0 && spacing < kSpacings, "spacing is not a known one");
+  require(jitter >= 0 && jitter < kJitters, "jitter is not a known one");
+  require(jitter == kNoJitter || has_counter, "jitter needs a counter");
 }
 
 }  // namespace
@@ -21,56 +135,56 @@ real midpoint(In<real, kRays, kEdges> t, int64_t ray, int64_t i) {
 void sample_spaced(Cpu, In<real, kRays> near, In<real, kRays> far, Maybe<In<int64_t, 2>> counter,
                    Out<real, kRays, kEdges> s, Out<real, kRays, kEdges> t, int64_t spacing, int64_t jitter,
                    int64_t stream) {
-  require(!jitter || counter, "jitter needs a counter");
+  require_sampling(spacing, jitter, bool(counter));
   require(s.size[1] >= 2, "needs at least one sample per ray");
-  const int64_t edges = s.size[1], n = edges - 1;
+  const int64_t edges = s.size[1];
   const uint64_t key = jitter ? random_key(counter.data[0], counter.data[1], stream) : 0;
-  parallel_for(near.size[0], edges * 4, [&](int64_t ray) {
-    const Interval warped = warped_interval(spacing, near.data[ray], far.data[ray]);
-    const real shared = jitter == 1 ? uniform(key, uint64_t(ray)) : real(0);
-    for (int64_t j = 0; j < edges; ++j) {
-      const int64_t i = ray * edges + j;
-      const real u = jitter == 2 ? uniform(key, uint64_t(i)) : shared;
-      s.data[i] = jitter ? jittered_edge(j, n, u) : real(j) / real(n);
-      t.data[i] = t_from_s(spacing, warped, s.data[i]);
-    }
+  parallel_for(near.size[0], 4 * edges, [&](int64_t ray) {
+    real* row = s.data + ray * edges;
+    if (jitter == kNoJitter) even_edges(int(edges) - 1, row);
+    if (jitter == kPerRay) jittered_edges(int(edges) - 1, uniform(key, uint64_t(ray)), row);
+    if (jitter == kPerEdge)
+      for (int64_t j = 0; j < edges; ++j)
+        row[j] = jittered_edge(int(j), int(edges) - 1, uniform(key, uint64_t(ray * edges + j)));
+    distances(spacing, warped_interval(spacing, near.data[ray], far.data[ray]), int(edges), row,
+              t.data + ray * edges);
   });
 }
 
-// Both the wanted positions and the cumulative sum increase, so one walk along the bins serves all of them.
 void sample_pdf(Cpu, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weights, In<real, kRays> near,
                 In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
                 Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing, int64_t jitter,
                 int64_t stream, double padding) {
-  require(!jitter || counter, "jitter needs a counter");
+  require_sampling(spacing, jitter, bool(counter));
   require(s.size[1] == weights.size[1] + 1, "s must have one edge more than weights has samples");
   require(weights.size[1] >= 1 && s_new.size[1] >= 2, "needs at least one sample per ray");
-  const int64_t bins = weights.size[1], edges = s_new.size[1];
-  const real exponent = anneal ? anneal.data[0] : real(1), pad = real(padding);
+  const int bins = int(weights.size[1]), edges = int(s_new.size[1]);
+  const real exponent = anneal ? anneal.data[0] : real(1);
   const uint64_t key = jitter ? random_key(counter.data[0], counter.data[1], stream) : 0;
-  parallel_for(near.size[0], (bins + edges) * 4, [&](int64_t ray) {
-    static thread_local std::vector<real> mass;
-    mass.resize(size_t(bins));
-    const real* w = weights.data + ray * bins;
-    const real* e = s.data + ray * (bins + 1);
-    real total = 0;
-    for (int64_t i = 0; i < bins; ++i) total += mass[size_t(i)] = annealed(w[i], exponent, pad);
-    const real missing = std::max(real(0), kLeastMass - total);
-    total += missing;
-    const Interval warped = warped_interval(spacing, near.data[ray], far.data[ray]);
-    const real shared = jitter == 1 ? uniform(key, uint64_t(ray)) : real(0.5);
-    int64_t bin = 0;
-    real below = 0, above = std::min(real(1), (mass[0] + missing / real(bins)) / total);
-    for (int64_t k = 0; k < edges; ++k) {
-      const int64_t i = ray * edges + k;
-      const real u = spread(k, edges, jitter == 2 ? uniform(key, uint64_t(i)) : shared);
-      while (above <= u && bin < bins - 1) {
-        below = above;
-        above = std::min(real(1), below + (mass[size_t(++bin)] + missing / real(bins)) / total);
-      }
-      s_new.data[i] = invert_bin(u, below, above, e[bin], e[bin + 1]);
-      t_new.data[i] = t_from_s(spacing, warped, s_new.data[i]);
-    }
+  parallel_for(near.size[0], 8 * (bins + edges), [&](int64_t ray) {
+    real* upto = scratch(bins + edges).data();  // upto[i]: mass of bins 0 .. i
+    real* targets = upto + bins;
+    real* row = s_new.data + ray * edges;
+    cumulate(bins, weights.data + ray * bins, exponent, real(padding), upto);
+    const real total = upto[bins - 1];
+    if (jitter == kPerEdge)
+      for (int k = 0; k < edges; ++k)
+        targets[k] = spread(k, edges, uniform(key, uint64_t(ray * edges + k))) * total;
+    else
+      spread_targets(edges, jitter ? uniform(key, uint64_t(ray)) : real(0.5), total, targets);
+    invert(bins, upto, s.data + ray * (bins + 1), edges, targets, row);
+    distances(spacing, warped_interval(spacing, near.data[ray], far.data[ray]), edges, row,
+              t_new.data + ray * edges);
+  });
+}
+
+void sample_distances(Cpu, In<real, kRays, kEdges> from, In<real, kRays> near, In<real, kRays> far,
+                      Out<real, kRays, kEdges> to, int64_t spacing, bool inverse) {
+  require_sampling(spacing, kNoJitter, false);
+  const int64_t edges = from.size[1];
+  parallel_for(near.size[0], 4 * edges, [&](int64_t ray) {
+    const Interval ends = warped_interval(spacing, near.data[ray], far.data[ray]);
+    (inverse ? normalised : distances)(spacing, ends, int(edges), from.data + ray * edges, to.data + ray * edges);
   });
 }
 
@@ -78,9 +192,9 @@ void positions_forward(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> direc
                        Out<real, kRays, kSamples, 3> x) {
   require(t.size[1] == x.size[1] + 1, "t must have one edge more than there are samples");
   const int64_t samples = x.size[1];
-  parallel_for(t.size[0], samples * 4, [&](int64_t ray) {
-    const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
-    for (int64_t i = 0; i < samples; ++i) store3(x.data, ray * samples + i, o + midpoint(t, ray, i) * d);
+  parallel_for(t.size[0], 4 * samples, [&](int64_t ray) {
+    midpoints(load3(origins.data, ray), load3(directions.data, ray), int(samples), t.data + ray * (samples + 1),
+              x.data + 3 * ray * samples);
   });
 }
 
@@ -88,13 +202,10 @@ void positions_backward(Cpu, In<real, kRays, kEdges> t, In<real, kRays, kSamples
                         Out<real, kRays, 3> grad_origins, Out<real, kRays, 3> grad_directions) {
   require(t.size[1] == grad_x.size[1] + 1, "t must have one edge more than there are samples");
   const int64_t samples = grad_x.size[1];
-  parallel_for(t.size[0], samples * 4, [&](int64_t ray) {
-    Vec3 to_o{0, 0, 0}, to_d{0, 0, 0};
-    for (int64_t i = 0; i < samples; ++i) {
-      const Vec3 g = load3(grad_x.data, ray * samples + i);
-      to_o = to_o + g, to_d = to_d + midpoint(t, ray, i) * g;
-    }
-    store3(grad_origins.data, ray, to_o), store3(grad_directions.data, ray, to_d);
+  parallel_for(t.size[0], 4 * samples, [&](int64_t ray) {
+    const RayGradient sum =
+        summed(int(samples), t.data + ray * (samples + 1), grad_x.data + 3 * ray * samples);
+    store3(grad_origins.data, ray, sum.origin), store3(grad_directions.data, ray, sum.direction);
   });
 }
 
@@ -102,10 +213,9 @@ void sample_unit_positions_forward(Cpu, In<real, kRays, 3> origins, In<real, kRa
                                    In<real, kRays, kEdges> t, Out<real, kRays, kSamples, 3> y, int64_t norm) {
   require(t.size[1] == y.size[1] + 1, "t must have one edge more than there are samples");
   const int64_t samples = y.size[1];
-  parallel_for(t.size[0], samples * 16, [&](int64_t ray) {
-    const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
-    for (int64_t i = 0; i < samples; ++i)
-      store3(y.data, ray * samples + i, contract_unit(norm, o + midpoint(t, ray, i) * d));
+  parallel_for(t.size[0], 8 * samples, [&](int64_t ray) {
+    unit_midpoints(norm, load3(origins.data, ray), load3(directions.data, ray), int(samples),
+                   t.data + ray * (samples + 1), y.data + 3 * ray * samples);
   });
 }
 
@@ -115,15 +225,13 @@ void sample_unit_positions_backward(Cpu, In<real, kRays, 3> origins, In<real, kR
                                     int64_t norm) {
   require(t.size[1] == grad_y.size[1] + 1, "t must have one edge more than there are samples");
   const int64_t samples = grad_y.size[1];
-  parallel_for(t.size[0], samples * 16, [&](int64_t ray) {
-    const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
-    Vec3 to_o{0, 0, 0}, to_d{0, 0, 0};
-    for (int64_t i = 0; i < samples; ++i) {
-      const real middle = midpoint(t, ray, i);
-      const Vec3 g = contract_unit_vjp(norm, o + middle * d, load3(grad_y.data, ray * samples + i));
-      to_o = to_o + g, to_d = to_d + middle * g;
-    }
-    store3(grad_origins.data, ray, to_o), store3(grad_directions.data, ray, to_d);
+  parallel_for(t.size[0], 12 * samples, [&](int64_t ray) {
+    const real* edges = t.data + ray * (samples + 1);
+    real* grad_x = scratch(3 * samples).data();
+    unit_midpoints_vjp(norm, load3(origins.data, ray), load3(directions.data, ray), int(samples), edges,
+                       grad_y.data + 3 * ray * samples, grad_x);
+    const RayGradient sum = summed(int(samples), edges, grad_x);
+    store3(grad_origins.data, ray, sum.origin), store3(grad_directions.data, ray, sum.direction);
   });
 }
 

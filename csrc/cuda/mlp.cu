@@ -10,44 +10,41 @@ namespace raymarch {
 namespace {
 
 constexpr int kGroup = 16;  // units that two tiles share
-constexpr int kSlots = 4;   // 16 x 32 blocks of the weights' gradient that a warp holds in registers
 constexpr int kBackwardWarps = 8;
 constexpr int kApart = 8;   // rows of a stash lie this much more than a multiple of 16 apart: see outer()
 
 // The matrices of one network, `H` units where the network has at most as many.
 template <int H, bool kStaged>
 struct Matrices {
-  static constexpr int kStride = (H + 31) / 32 * 32;
   Network net;
   const float* data;
 
-  __host__ __device__ int first_stride() const { return round_up(net.columns(0), 32); }
-  __host__ __device__ int offset(int m) const { return H * (first_stride() + (m - 1) * kStride); }
+  __host__ __device__ int offset(int m) const {  // columns are padded to 32, rows to H where they are units
+    return m == 0 ? 0 : H * (round_up(net.columns(0), 32) + (m - 1) * round_up(H, 32));
+  }
   __host__ __device__ int floats() const {
-    return kStaged ? offset(net.layers) + net.rows(net.layers) * kStride : 0;
+    return kStaged ? offset(net.layers) + net.rows(net.layers) * round_up(H, 32) : 0;
   }
 
-  __device__ __forceinline__ auto first() const {
-    if constexpr (kStaged)
-      return Staged{data, first_stride()};
-    else
-      return Unstaged{data, net.rows(0), net.columns(0)};
-  }
-  __device__ __forceinline__ auto later(int m) const {
-    if constexpr (kStaged)
-      return Staged{data + offset(m), kStride};
-    else
-      return Unstaged{data + net.offset(m), net.rows(m), net.columns(m)};
-  }
+  __device__ __forceinline__ auto first() const { return at(0, H); }
+  __device__ __forceinline__ auto hidden(int m) const { return at(m, H); }
+  __device__ __forceinline__ auto last() const { return at(net.layers, net.rows(net.layers)); }
 
   // Points `data` at the staged copy, or at the parameters themselves.
   __device__ __forceinline__ void open(float* shared, const float* params) {
     data = kStaged ? shared : params;
-    if (!kStaged) return;
-    stage(shared, H, first_stride(), params, net.rows(0), net.columns(0));
-    for (int m = 1; m <= net.layers; ++m)
-      stage(shared + offset(m), m < net.layers ? H : net.rows(m), kStride, params + net.offset(m),
-            net.rows(m), net.columns(m));
+    if constexpr (kStaged)
+      for (int m = 0; m <= net.layers; ++m)
+        stage(shared + offset(m), m < net.layers ? H : net.rows(m), params + net.offset(m), net.rows(m),
+              net.columns(m));
+  }
+
+ private:
+  __device__ __forceinline__ auto at(int m, int padded_rows) const {
+    if constexpr (kStaged)
+      return Staged{data + offset(m), padded_rows};
+    else
+      return Unstaged{data + net.offset(m), net.rows(m), net.columns(m)};
   }
 };
 
@@ -199,6 +196,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
     clear<H / 8, kM>(sum);
     wait_for_copies();
     __syncwarp();
+#pragma unroll 1
     for (int k = 0; k < net.columns(0) / kGroup; ++k) {
       float even[kM][4], odd[kM][4];
       load_group<kM>(rows + kGroup * k, stride, even, odd);
@@ -208,16 +206,18 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
     fetch(base + step);
 
     activate_hidden<H / 8, kM>(sum, a, nullptr);
+#pragma unroll 1
     for (int m = 1; m < net.layers; ++m) {
-      hidden_forward<H, kM>(a, matrices.later(m), sum);
+      hidden_forward<H, kM>(a, matrices.hidden(m), sum);
       activate_hidden<H / 8, kM>(sum, a, nullptr);
     }
+#pragma unroll 1
     for (int group = 0; group < net.rows(net.layers) / kGroup; ++group) {
       Tiles<2, kM> out;
       clear<2, kM>(out);
 #pragma unroll
       for (int k = 0; k < H / kGroup; ++k)
-        forward_step<2, kM>(a[2 * k], a[2 * k + 1], matrices.later(net.layers), group, k, out);
+        forward_step<2, kM>(a[2 * k], a[2 * k + 1], matrices.last(), group, k, out);
       store_outputs<kM>(out, activation, group, base, y, by_four(y.data, y.size[1]));
     }
   }
@@ -270,7 +270,7 @@ struct Pieces {
 };
 
 // Adds the product of two stashed arrays to the slots this warp has of a piece; moves on to the next slot.
-template <int kStrideG, int kStrideH, bool kRound>
+template <int kStrideG, int kStrideH, bool kRound, int kSlots>
 __device__ __forceinline__ void add_outer(const Piece& piece, int& slot, const float* g_at, const float* h_at,
                                           int points, float (&sums)[kSlots][4][4]) {
   const int warp = threadIdx.x / 32;
@@ -289,7 +289,7 @@ __device__ __forceinline__ void add_outer(const Piece& piece, int& slot, const f
 }
 
 // Writes this block's sums of its slots to its row of `partial`. `board` holds 512 floats per warp.
-template <int H, int kChunk>
+template <int H, int kChunk, int kSlots>
 __device__ __forceinline__ void flush(const Pieces<H, kChunk>& pieces, int first_slot, const float (&sums)[kSlots][4][4],
                                       float* board, float* partial) {
   const int warps = blockDim.x / 32, warp = threadIdx.x / 32, g = lane() / 4, t = lane() % 4;
@@ -347,15 +347,15 @@ __device__ __forceinline__ void load_gradient(float* aux, int64_t activation,
   constexpr int kAux = kChunk + kApart;
   const int outputs = int(grad_y.size[1]), wide = min(outputs - column, kChunk);
   const int rows = int(min(int64_t{kRows}, max(int64_t{0}, grad_y.size[0] - base)));
-  const int64_t first = base * outputs + column;
+  const float* grads = grad_y.data + base * outputs + column;
+  const float* outs = activation == kLinear ? grads : y.data + base * outputs + column;
   Walk walk(wide);
 #pragma unroll 8
   for (int i = 0; i < (kRows * wide + 31) / 32; ++i, walk.next()) {
     const bool valid = walk.row < rows;
-    const int64_t at = valid ? first + walk.row * outputs + walk.column : 0;
-    const float g = valid ? grad_y.data[at] : 0.f, out = activation != kLinear ? y.data[at] : 0.f;
-    if (walk.row < kRows)
-      aux[walk.row * kAux + walk.column] = tf32(valid ? activate_vjp(activation, out, g) : 0.f);
+    const int at = walk.row * outputs + walk.column;
+    const float grad = valid ? activate_vjp(activation, outs[at], grads[at]) : 0.f;
+    if (walk.row < kRows) aux[walk.row * kAux + walk.column] = tf32(grad);
   }
   if (wide + lane() < round_up(wide, kGroup))
     for (int r = 0; r < kRows; ++r) aux[r * kAux + wide + lane()] = 0.f;
@@ -368,6 +368,7 @@ __device__ __forceinline__ void store_grad_x(const Tiles<H / 8, kM>& a, Weights 
   constexpr int kAux = kChunk + kApart;
   const int g = lane() / 4, t = lane() % 4, inputs = int(grad_x.size[1]);
   const int wide = min(inputs - column, kChunk);
+#pragma unroll 1
   for (int group = 0; group < round_up(wide, kGroup) / kGroup; ++group) {
     Tiles<2, kM> sum;
     clear<2, kM>(sum);
@@ -391,8 +392,10 @@ __device__ __forceinline__ void store_grad_x(const Tiles<H / 8, kM>& a, Weights 
 // One block per 16 kM points of each of its warps at a time. Every warp recomputes the hidden layers of its
 // points into `stash`, walks back through the layers, and leaves each layer's gradient where its activation
 // was. Between block barriers all warps add up their share of the weights' gradient over all points of the
-// block; it stays in registers until the block has met its last points. Without `partial` only grad_x is made.
-template <int H, int kM, int kChunk, bool kStaged, int kBlocks>
+// block; it stays in registers, in kSlots pieces of
+// 16 x 32 per warp from `first_slot` on, until the block has met its last points. Without `partial` only grad_x
+// is made.
+template <int H, int kM, int kChunk, int kSlots, bool kStaged, int kBlocks>
 __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
     mlp_backward_kernel(Network net, In<real, kPoints, kInputs> x, In<real, kParams> params,
                         int64_t activation, float padding, Maybe<In<real, kPoints, kOutputs>> y,
@@ -412,41 +415,46 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
   __syncthreads();
 
   const auto meet = [&] { partial ? __syncthreads() : __syncwarp(); };
-  int64_t base = int64_t{blockIdx.x} * points + warp * kRows;
-  fetch_chunk<kRows, kChunk>(my_aux, x, base, 0, padding);
+  fetch_chunk<kRows, kChunk>(my_aux, x, int64_t{blockIdx.x} * points + warp * kRows, 0, padding);
   for (int64_t tile = blockIdx.x; tile * points < x.size[0]; tile += gridDim.x) {
     Tiles<H / 8, kM> sum, a;
-    float even[kM][4], odd[kM][4];
-    base = tile * points + warp * kRows;
+    const int64_t base = tile * points + warp * kRows;
     const int64_t outputs = grad_y.size[1], there = min(int64_t{kRows}, x.size[0] - base);
     prefetch(grad_y.data + base * outputs, there * outputs);
     if (activation != kLinear) prefetch(y.data + base * outputs, there * outputs);
 
     clear<H / 8, kM>(sum);
+#pragma unroll 1
     for (int chunk = 0; chunk < pieces.inputs(); ++chunk) {
       if (chunk > 0) fetch_chunk<kRows, kChunk>(my_aux, x, base, chunk * kChunk, padding);
       wait_for_copies();
       __syncwarp();
+#pragma unroll 1
       for (int k = 0; k < kGroups && chunk * kChunk + k * kGroup < net.columns(0); ++k) {
+        float even[kM][4], odd[kM][4];
         load_group<kM>(my_aux + kGroup * k, kAux, even, odd);
         forward_step<H / 8, kM>(even, odd, matrices.first(), 0, chunk * kGroups + k, sum);
       }
       __syncwarp();
     }
     activate_hidden<H / 8, kM>(sum, a, my_stash);
+#pragma unroll 1
     for (int m = 1; m < last; ++m) {
-      hidden_forward<H, kM>(a, matrices.later(m), sum);
+      hidden_forward<H, kM>(a, matrices.hidden(m), sum);
       activate_hidden<H / 8, kM>(sum, a, my_stash + m * points * kStash);
     }
 
     int done = 0, slot = -first_slot;
     clear<H / 8, kM>(sum);
+#pragma unroll 1
     for (int chunk = 0; chunk < pieces.outputs(); ++chunk) {
       load_gradient<kRows, kChunk>(my_aux, activation, y, grad_y, base, chunk * kChunk);
       meet();
+#pragma unroll 1
       for (int k = 0; k < kGroups && chunk * kChunk + k * kGroup < net.rows(last); ++k) {
+        float even[kM][4], odd[kM][4];
         load_group<kM>(my_aux + kGroup * k, kAux, even, odd);
-        backward_step<H / 8, kM>(even, odd, matrices.later(last), 0, chunk * kGroups + k, sum);
+        backward_step<H / 8, kM>(even, odd, matrices.last(), 0, chunk * kGroups + k, sum);
       }
       if (partial)
         add_outer<kAux, kStash, false>(pieces[done++], slot, aux, stash + (last - 1) * points * kStash, points,
@@ -455,16 +463,17 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
     }
     if (partial) fetch_chunk<kRows, kChunk>(my_aux, x, base, 0, padding);
     activate_hidden_vjp<H / 8, kM>(sum, a, my_stash + (last - 1) * points * kStash);
+#pragma unroll 1
     for (int m = last - 1; m > 0; --m) {
-      hidden_backward<H, kM>(a, matrices.later(m), sum);
-      if (partial) {
-        __syncthreads();
+      meet();
+      if (partial)
         add_outer<kStash, kStash, false>(pieces[done++], slot, stash + m * points * kStash,
                                          stash + (m - 1) * points * kStash, points, sums);
-        __syncthreads();
-      }
+      hidden_backward<H, kM>(a, matrices.hidden(m), sum);
+      meet();
       activate_hidden_vjp<H / 8, kM>(sum, a, my_stash + (m - 1) * points * kStash);
     }
+#pragma unroll 1
     for (int chunk = 0; chunk < pieces.inputs(); ++chunk) {
       if (partial) {
         if (chunk > 0) fetch_chunk<kRows, kChunk>(my_aux, x, base, chunk * kChunk, padding);
@@ -480,7 +489,7 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
     if (next * points < x.size[0])
       fetch_chunk<kRows, kChunk>(my_aux, x, next * points + warp * kRows, 0, padding);
   }
-  if (partial) flush<H, kChunk>(pieces, first_slot, sums, stash, partial + blockIdx.x * int64_t{net.parameters()});
+  if (partial) flush(pieces, first_slot, sums, stash, partial + blockIdx.x * int64_t{net.parameters()});
 }
 
 // Sums the blocks' rows, always in the same order: eight warps take every eighth row of 32 parameters.
@@ -536,7 +545,7 @@ bool forward_with(int least, Cuda q, Network net, In<real, kPoints, kInputs> x, 
   return true;
 }
 
-template <int H, int kM, int kChunk, bool kStaged, int kBlocks>
+template <int H, int kM, int kChunk, int kSlots, bool kStaged, int kBlocks>
 bool backward_with(int least, Cuda q, Network net, In<real, kPoints, kInputs> x, In<real, kParams> params,
                    int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
                    In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
@@ -553,7 +562,7 @@ bool backward_with(int least, Cuda q, Network net, In<real, kPoints, kInputs> x,
   }
   for (int first_slot = 0; first_slot < slots; first_slot += kSlots) {
     if (first_slot > 0) grad_x.data = nullptr;  // done by the first pass
-    launch_shared("mlp_backward", mlp_backward_kernel<H, kM, kChunk, kStaged, kBlocks>, grid, 32 * warps,
+    launch_shared("mlp_backward", mlp_backward_kernel<H, kM, kChunk, kSlots, kStaged, kBlocks>, grid, 32 * warps,
                   4 * (weights + warps * stash), q, net, x, params, activation, float(padding), y, grad_y,
                   grad_x, grad_params ? partial.data : nullptr, first_slot);
   }
@@ -571,10 +580,10 @@ void mlp_forward(Cuda q, In<real, kPoints, kInputs> x, In<real, kParams> params,
   const auto start = [&](auto with, int least) {
     return with(least, q, net, x, params, activation, padding, y);
   };
-  if (hidden <= 16 && start(forward_with<16, 2, true, 8, 4>, 1)) return;
+  if (hidden <= 16 && start(forward_with<16, 2, true, 8, 3>, 1)) return;
   if (hidden <= 32 && start(forward_with<32, 2, true, 8, 2>, 1)) return;
   if (hidden <= 64 && start(forward_with<64, 2, true, 12, 1>, 4)) return;
-  if (start(forward_with<128, 1, true, 12, 1>, 4)) return;
+  if (start(forward_with<128, 1, true, 8, 1>, 4)) return;
   require(start(forward_with<128, 1, false, 8, 1>, 1), "needs more shared memory than the device has");
 }
 
@@ -591,12 +600,12 @@ void mlp_backward(Cuda q, In<real, kPoints, kInputs> x, In<real, kParams> params
     return with(least, q, net, x, params, activation, padding, y, grad_y, grad_x, grad_params, partial);
   };
   const bool wide = net.columns(0) > 32 || net.rows(net.layers) > 32;
-  if (hidden <= 16 && start(backward_with<16, 2, 32, true, 2>, 1)) return;
-  if (hidden <= 32 && start(backward_with<32, 2, 32, true, 1>, 1)) return;
-  if (hidden <= 64 && wide && start(backward_with<64, 2, 64, true, 1>, kBackwardWarps)) return;
-  if (hidden <= 64 && start(backward_with<64, 2, 32, true, 1>, 4)) return;
-  if (start(backward_with<128, 1, 32, true, 1>, 4)) return;
-  require(start(backward_with<128, 1, 32, false, 1>, 1), "needs more shared memory than the device has");
+  if (hidden <= 16 && start(backward_with<16, 2, 32, 2, true, 2>, 1)) return;
+  if (hidden <= 32 && start(backward_with<32, 2, 32, 4, true, 1>, 1)) return;
+  if (hidden <= 64 && wide && start(backward_with<64, 2, 64, 4, true, 1>, kBackwardWarps)) return;
+  if (hidden <= 64 && start(backward_with<64, 2, 32, 4, true, 1>, 4)) return;
+  if (start(backward_with<128, 1, 32, 2, true, 1>, 4)) return;
+  require(start(backward_with<128, 1, 32, 2, false, 1>, 1), "needs more shared memory than the device has");
 }
 
 // ---- density ----

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "cuda/launch.cuh"
+#include "math/mlp.h"
 
 namespace raymarch {
 
@@ -63,15 +64,16 @@ struct Walk {
   int rows_, rest_;
 };
 
-// A weight matrix [rows, columns] in shared memory, rounded to TF32. Groups of four columns are exchanged
-// within 32 columns so that no two lanes meet in a bank, whether a product reads along rows or down columns.
+// A weight matrix [rows, columns] in shared memory, rounded to TF32, in blocks of 32 columns: the distance of rows
+// is then known to the compiler. Within 32 columns groups of four are exchanged so that no two lanes meet in a
+// bank, whether a product reads along rows or down columns.
 struct Staged {
   const float* weights;
-  int stride;  // a multiple of 32
+  int padded_rows;
 
   __device__ __forceinline__ int at(int row, int column) const {
     const int exchange = (((row >> 1) & 6) ^ ((row & 2) << 1)) << 2;
-    return row * stride + (column & ~31) + ((column ^ exchange) & 31);
+    return (column >> 5) * padded_rows * 32 + row * 32 + ((column ^ exchange) & 31);
   }
   __device__ __forceinline__ float4 along(int row, int column) const {
     return *reinterpret_cast<const float4*>(weights + at(row, column));
@@ -87,7 +89,9 @@ struct Unstaged {
   int rows, columns;
 
   __device__ __forceinline__ float one(int row, int column) const {
-    return row < rows && column < columns ? tf32(__ldg(weights + row * columns + column)) : 0.f;
+    int stride = columns;
+    asm volatile("" : "+r"(stride));  // or the compiler keeps the addresses of whole columns in registers
+    return row < rows && column < columns ? tf32(__ldg(weights + row * stride + column)) : 0.f;
   }
   __device__ __forceinline__ float4 along(int row, int column) const {
     return {one(row, column), one(row, column + 1), one(row, column + 2), one(row, column + 3)};
@@ -98,12 +102,12 @@ struct Unstaged {
 };
 
 // The whole block copies one matrix; what lies outside [rows, columns] is zero.
-__device__ __forceinline__ void stage(float* to, int padded_rows, int stride, const float* from, int rows,
-                                      int columns) {
-  const Staged staged{to, stride};
+__device__ __forceinline__ void stage(float* to, int padded_rows, const float* from, int rows, int columns) {
+  const Staged staged{to, padded_rows};
+  const int count = padded_rows * round_up(columns, 32);
 #pragma unroll 8
-  for (int i = threadIdx.x; i < padded_rows * stride; i += blockDim.x) {
-    const int row = i / stride, column = i - row * stride;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    const int line = i / 32, row = line % padded_rows, column = line / padded_rows * 32 + i % 32;
     to[staged.at(row, column)] = row < rows && column < columns ? tf32(from[row * columns + column]) : 0.f;
   }
 }

@@ -13,6 +13,12 @@ __device__ __forceinline__ real warp_inclusive_sum(real v) {
   return v;
 }
 
+__device__ __forceinline__ real warp_inclusive_max(real v) {
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) v = fmaxf(v, __shfl_up_sync(~0u, v, d));  // low lanes meet themselves
+  return v;
+}
+
 __device__ __forceinline__ real warp_sum(real v) {
 #pragma unroll
   for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);

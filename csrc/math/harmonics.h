@@ -8,11 +8,22 @@ namespace raymarch {
 // fallback forgets to map (d + 1) / 2 back, and evaluates its polynomials there.
 enum HarmonicSigns : int64_t { kNerfstudioSigns, kTcnnSigns, kNerfstudioTorch, kHarmonicSigns };
 
-// tcnn: sin, cos of pi 2^k x_d, ordered d, k, (sin, cos). nerfstudio: of 2 pi 2^k x_d, all sines (d, k) first.
+// tcnn: sin, cos of pi 2^k x_d, ordered d, k, (sin, cos). nerfstudio: of 2 pi 2^k x_d, all sines (d, k)
+// first.
 enum FourierLayout : int64_t { kTcnnFourier, kNerfstudioFourier, kFourierLayouts };
 
 constexpr int kHarmonics = 16;
 constexpr int64_t kMaxFrequencies = 24;
+
+// What is wrong with the settings, in the user's words, or null.
+inline const char* harmonics_problem(int64_t signs) {
+  return signs < 0 || signs >= kHarmonicSigns ? "signs is not a known convention" : nullptr;
+}
+inline const char* fourier_problem(int64_t frequencies, int64_t layout, int64_t outputs) {
+  if (frequencies < 1 || frequencies > kMaxFrequencies) return "frequencies must lie in 1..24";
+  if (layout < 0 || layout >= kFourierLayouts) return "layout is not a known mode";
+  return outputs != 6 * frequencies ? "the encoding must have 6 * frequencies columns" : nullptr;
+}
 
 struct Harmonics {
   real of[kHarmonics];
@@ -35,9 +46,10 @@ RM_HD Vec3 harmonics_vjp(Vec3 d, const Harmonics& g) {
   const real x = d.x, y = d.y, z = d.z, xx = x * x, yy = y * y, zz = z * z;
   const real a = real(0.4886025119029199), b = real(1.0925484305920792), c = real(0.5900435899266435);
   const real e = real(2.890611442640554), h = real(0.4570457994644658), k = real(1.445305721320277);
-  const real gx = a * g.of[3] + b * (y * g.of[4] + z * g.of[7] + x * g.of[8]) + c * real(6) * x * y * g.of[9] +
-                  e * y * z * g.of[10] + h * (real(5) * zz - real(1)) * g.of[13] +
-                  k * real(2) * x * z * g.of[14] + c * real(3) * (xx - yy) * g.of[15];
+  const real gx = a * g.of[3] + b * (y * g.of[4] + z * g.of[7] + x * g.of[8]) +
+                  c * real(6) * x * y * g.of[9] + e * y * z * g.of[10] +
+                  h * (real(5) * zz - real(1)) * g.of[13] + k * real(2) * x * z * g.of[14] +
+                  c * real(3) * (xx - yy) * g.of[15];
   const real gy = a * g.of[1] + b * (x * g.of[4] + z * g.of[5] - y * g.of[8]) +
                   c * real(3) * (xx - yy) * g.of[9] + e * x * z * g.of[10] +
                   h * (real(5) * zz - real(1)) * g.of[11] - k * real(2) * y * z * g.of[14] -
@@ -69,13 +81,13 @@ struct Turn {
   real sine, cosine;
 };
 
-// sin(pi t) and cos(pi t). The reduction to |r| <= 1/4 is exact, so large t loses nothing; the Taylor sums are
-// cut where a further term is below half a unit in the last place. No branches: CPU loops over it vectorise.
+// sin(pi t) and cos(pi t). The reduction to |r| <= 1/4 is exact, so large t loses nothing; the Taylor sums
+// are cut where a further term is below half a unit in the last place. No branches: CPU loops over it
+// vectorise.
 RM_HD Turn turn(real t) {
   const real quarters = std::floor(real(2) * t + real(0.5)), r = t - real(0.5) * quarters;
   const real a = real(3.14159265358979323846) * r, s = a * a;
   real sine = real(1), cosine = real(1);
-#pragma GCC unroll 9
   for (int k = RM_DOUBLE ? 9 : 5; k >= 1; --k) {
     sine = real(1) - s * sine * (real(1) / real(2 * k * (2 * k + 1)));
     cosine = real(1) - s * cosine * (real(1) / real(2 * k * (2 * k - 1)));
@@ -87,8 +99,17 @@ RM_HD Turn turn(real t) {
   return {sign * ((real(1) - odd) * sine + odd * cosine), sign * ((real(1) - odd) * cosine - odd * sine)};
 }
 
-RM_HD real fourier_frequency(int64_t k, int64_t layout) {
-  return real(int64_t{1} << (layout == kNerfstudioFourier ? k + 1 : k));
+// Where the sine and the cosine of coordinate d at octave k go.
+struct Columns {
+  int sine, cosine;
+};
+RM_HD Columns fourier_columns(int d, int k, int frequencies, int64_t layout) {
+  const int wave = d * frequencies + k;
+  if (layout == kTcnnFourier) return {2 * wave, 2 * wave + 1};
+  return {wave, 3 * frequencies + wave};
+}
+RM_HD real fourier_frequency(int k, int64_t layout) {
+  return real(1 << (layout == kNerfstudioFourier ? k + 1 : k));
 }
 // d/dx of sin(pi frequency x) and of its cosine, against their upstream gradients.
 RM_HD real turn_vjp(Turn at, real frequency, Turn g) {

@@ -36,21 +36,25 @@ struct Grid {
   int64_t entries;  // of all levels
 };
 
-// What is wrong with the settings of a grid, in the user's words, or null.
-inline const char* grid_problem(int64_t levels, int64_t base_resolution, int64_t max_resolution,
-                                int64_t log2_size, int64_t interpolation, int64_t layout) {
-  if (levels < 1 || levels > kMaxLevels) return "levels must lie in 1..32";
-  if (base_resolution < 1) return "base_resolution must be at least 1";
-  if (max_resolution < base_resolution || max_resolution > (1 << 20))
+// The settings of a grid, as they come from the user.
+struct GridSettings {
+  int64_t levels, base_resolution, max_resolution, log2_size, interpolation, layout;
+};
+
+// What is wrong with them, in the user's words, or null.
+inline const char* grid_problem(const GridSettings& s) {
+  if (s.levels < 1 || s.levels > kMaxLevels) return "levels must lie in 1..32";
+  if (s.base_resolution < 1) return "base_resolution must be at least 1";
+  if (s.max_resolution < s.base_resolution || s.max_resolution > (1 << 20))
     return "max_resolution must lie between base_resolution and 1048576";
-  if (log2_size < 3 || log2_size > 30) return "log2_size must lie in 3..30";
-  if (interpolation < 0 || interpolation >= kInterpolations) return "interpolation is not a known mode";
-  if (layout < 0 || layout >= kGridLayouts) return "layout is not a known mode";
+  if (s.log2_size < 3 || s.log2_size > 30) return "log2_size must lie in 3..30";
+  if (s.interpolation < 0 || s.interpolation >= kInterpolations) return "interpolation is not a known mode";
+  if (s.layout < 0 || s.layout >= kGridLayouts) return "layout is not a known mode";
   return nullptr;
 }
 
-// tiny-cuda-nn's scale, with its float32 roundings: 2^(level log2 b) base - 1, with b the growth per level. Each
-// step is taken in double and rounded once, so that every machine gets the same table.
+// tiny-cuda-nn's scale, with its float32 roundings: 2^(level log2 b) base - 1, with b the growth per level.
+// Each step is taken in double and rounded once, so that every machine gets the same table.
 inline Level tcnn_level(int level, float growth, int64_t base_resolution, int64_t most) {
   const float exponent = float(level) * float(std::log2(double(growth)));
   const float stretched = float(double(float(std::exp2(double(exponent)))) * double(base_resolution));
@@ -77,16 +81,16 @@ inline Level nerfstudio_level(int level, float growth, int64_t base_resolution, 
   return out;
 }
 
-inline Grid make_grid(int64_t levels, int64_t base_resolution, int64_t max_resolution, int64_t log2_size,
-                      int64_t interpolation, int64_t layout) {
-  const double octaves = std::log(double(max_resolution)) - std::log(double(base_resolution));
-  const float growth = levels > 1 ? float(std::exp(octaves / double(levels - 1))) : 1.0f;
+inline Grid make_grid(const GridSettings& s) {
+  const double octaves = std::log(double(s.max_resolution)) - std::log(double(s.base_resolution));
+  const float growth = s.levels > 1 ? float(std::exp(octaves / double(s.levels - 1))) : 1.0f;
+  const int64_t most = int64_t{1} << s.log2_size;
   Grid grid = {};
-  grid.levels = int(levels);
-  grid.smooth = interpolation == kSmoothstep;
+  grid.levels = int(s.levels);
+  grid.smooth = s.interpolation == kSmoothstep;
   for (int l = 0; l < grid.levels; ++l) {
-    Level level = layout == kTcnnGrid ? tcnn_level(l, growth, base_resolution, int64_t{1} << log2_size)
-                                      : nerfstudio_level(l, growth, base_resolution, int64_t{1} << log2_size);
+    Level level = s.layout == kTcnnGrid ? tcnn_level(l, growth, s.base_resolution, most)
+                                        : nerfstudio_level(l, growth, s.base_resolution, most);
     level.step_y = level.dense ? level.resolution : kPrimeY;
     level.step_z = level.dense ? level.resolution * level.resolution : kPrimeZ;
     level.offset = grid.entries;
@@ -94,6 +98,23 @@ inline Grid make_grid(int64_t levels, int64_t base_resolution, int64_t max_resol
     grid.level[l] = level;
   }
   return grid;
+}
+
+// What is wrong with a table of that many entries and features and an encoding of that many columns, or null.
+inline const char* grid_problem(const Grid& grid, int64_t entries, int64_t features, int64_t outputs) {
+  if (entries != grid.entries) return "the table must have as many entries as table_layout says";
+  if (features != 1 && features != 2 && features != 4 && features != 8)
+    return "the table must have 1, 2, 4 or 8 features per entry";
+  return outputs != grid.levels * features ? "the encoding must have levels * features columns" : nullptr;
+}
+
+// Calls body with the number of features as a constant.
+template <class Body>
+void with_features(int64_t features, const Body& body) {
+  if (features == 1) return body(std::integral_constant<int, 1>{});
+  if (features == 2) return body(std::integral_constant<int, 2>{});
+  if (features == 4) return body(std::integral_constant<int, 4>{});
+  body(std::integral_constant<int, 8>{});
 }
 
 // One axis of a point at one level. `slope` is du/dp.
@@ -128,14 +149,12 @@ RM_HD bool same_cell(const Cell& a, const Cell& b) {
 struct Slots {
   uint32_t at[8];
 };
-RM_HD uint32_t wrapped(uint32_t index, uint32_t entries) {
-  return index < entries ? index : index - entries;
-}
+RM_HD uint32_t wrapped(uint32_t index, uint32_t entries) { return index < entries ? index : index - entries; }
 RM_HD Slots dense_slots(const Level& level, uint32_t x, uint32_t y, uint32_t z) {
   const uint32_t a = x + y * level.step_y + z * level.step_z, n = level.entries;
   const uint32_t b = a + level.step_y, c = a + level.step_z, d = b + level.step_z;
-  return {{wrapped(a, n), wrapped(a + 1, n), wrapped(b, n), wrapped(b + 1, n), wrapped(c, n), wrapped(c + 1, n),
-           wrapped(d, n), wrapped(d + 1, n)}};
+  return {{wrapped(a, n), wrapped(a + 1, n), wrapped(b, n), wrapped(b + 1, n), wrapped(c, n),
+           wrapped(c + 1, n), wrapped(d, n), wrapped(d + 1, n)}};
 }
 RM_HD Slots hashed_slots(const Level& level, uint32_t x, uint32_t y, uint32_t z) {
   const uint32_t mask = level.entries - 1, x0 = x & mask, x1 = (x + 1) & mask;
@@ -164,9 +183,12 @@ RM_HD real bilinear(real u, real v, real a00, real a10, real a01, real a11) {
 // Gradient to x of sum_c weight_c g_c, where g_c is the upstream gradient times the entry at corner c.
 RM_HD Vec3 corner_weights_vjp(const Level& level, const Cell& cell, const Corners& g) {
   const Axis x = cell.x, y = cell.y, z = cell.z;
-  const real gx = bilinear(y.u, z.u, g.of[1] - g.of[0], g.of[3] - g.of[2], g.of[5] - g.of[4], g.of[7] - g.of[6]);
-  const real gy = bilinear(x.u, z.u, g.of[2] - g.of[0], g.of[3] - g.of[1], g.of[6] - g.of[4], g.of[7] - g.of[5]);
-  const real gz = bilinear(x.u, y.u, g.of[4] - g.of[0], g.of[5] - g.of[1], g.of[6] - g.of[2], g.of[7] - g.of[3]);
+  const real gx =
+      bilinear(y.u, z.u, g.of[1] - g.of[0], g.of[3] - g.of[2], g.of[5] - g.of[4], g.of[7] - g.of[6]);
+  const real gy =
+      bilinear(x.u, z.u, g.of[2] - g.of[0], g.of[3] - g.of[1], g.of[6] - g.of[4], g.of[7] - g.of[5]);
+  const real gz =
+      bilinear(x.u, y.u, g.of[4] - g.of[0], g.of[5] - g.of[1], g.of[6] - g.of[2], g.of[7] - g.of[3]);
   return real(level.scale) * Vec3{x.slope * gx, y.slope * gy, z.slope * gz};
 }
 

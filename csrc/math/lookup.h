@@ -4,6 +4,8 @@
 
 namespace raymarch {
 
+enum Lookup : int64_t { kNearestBelow, kBilinear, kLookups };
+
 // The last of `count` starts that is not beyond `index`: the image a pixel number belongs to.
 RM_HD int64_t owner(const int64_t* starts, int64_t count, int64_t index) {
   int64_t low = 0, high = count - 1;
@@ -17,23 +19,29 @@ RM_HD int64_t owner(const int64_t* starts, int64_t count, int64_t index) {
   return low;
 }
 
-// The cell under a pixel centre as F3RM finds it: trunc(pixel * map / image), pixel counted from 0.
-RM_HD int64_t nearest_cell(float centre, int64_t image, int64_t map) {
-  const int64_t cell = int64_t(std::floor(centre) * (float(map) / float(image)));
-  return cell < map - 1 ? cell : map - 1;
+// `place` held within [0, most]; what is no number counts as 0.
+RM_HD float within(float place, int64_t most) {
+  return !(place > 0) ? 0 : place < float(most) ? place : float(most);
 }
 
-// The two cells around a pixel centre and the share of the second, cell centres lying at + 1/2.
+// The cell under a pixel centre as F3RM finds it: trunc(pixel * map / image), pixels counted from 0. Whole
+// numbers, so that a pixel on the border of two cells does not depend on how map / image rounds.
+RM_HD int64_t nearest_cell(float centre, int64_t image, int64_t map) {
+  return int64_t(within(centre, image - 1)) * map / image;
+}
+
+// The two cells around a pixel centre and the share of the second. Cell centres lie at + 1/2; beyond the
+// outermost the map is constant.
 struct Cells {
   int64_t first, second;
   float share;
 };
 RM_HD Cells cells_around(float centre, int64_t image, int64_t map) {
-  const float place = centre * (float(map) / float(image)) - 0.5f;
-  const float low = std::floor(place), most = float(map - 1);
-  const float first = low < 0 ? 0 : low > most ? most : low, next = low + 1;
-  const float second = next < 0 ? 0 : next > most ? most : next;
-  return {int64_t(first), int64_t(second), place - low};
+  const float place = within(centre * (float(map) / float(image)) - 0.5f, map - 1);
+  const int64_t first = int64_t(place), second = first + 1 < map ? first + 1 : first;
+  return {first, second, place - float(first)};
 }
+
+RM_HD float blend(float a, float b, float share) { return a + share * (b - a); }
 
 }  // namespace raymarch

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from raymarch.ops._op import differentiable, launch, op
+from raymarch.ops._vector import vectorisable
 
 SIGNS = ("nerfstudio", "tcnn", "nerfstudio_torch")
 LAYOUTS = ("tcnn", "nerfstudio")
@@ -19,7 +20,7 @@ def harmonics_forward(d: Tensor, signs: int) -> Tensor:
 @op
 def harmonics_backward(d: Tensor, signs: int, grad_y: Tensor) -> Tensor:
     grad_d = torch.empty_like(d)
-    launch("harmonics_backward", d, signs, grad_y, grad_d)
+    launch("harmonics_backward", d, signs, vectorisable(grad_y), grad_d)
     return grad_d
 
 
@@ -52,7 +53,7 @@ _fourier = differentiable(fourier_forward, _fourier_backward)
 def harmonics(d: Tensor, signs: str = "nerfstudio") -> Tensor:
     """Real spherical harmonics of degrees 0 to 3 at unit directions d [P, 3]: [P, 16], gradient to d.
 
-    `signs="tcnn"` negates the terms of odd order, as tiny-cuda-nn does. `signs="nerfstudio_torch"` reproduces
+    `signs="tcnn"` negates the terms of odd order, as tiny-cuda-nn does. `signs="nerfstudio_torch"` is
     nerfstudio's torch fallback, which evaluates the polynomials at (d + 1) / 2 instead of at d.
     Raises ValueError for another word.
     """
@@ -62,11 +63,11 @@ def harmonics(d: Tensor, signs: str = "nerfstudio") -> Tensor:
 
 
 def fourier(x: Tensor, frequencies: int, layout: str = "tcnn") -> Tensor:
-    """Sines and cosines of positions x [P, 3] at octaves k < frequencies: [P, 6 * frequencies], gradient to x.
+    """Sines and cosines of positions x [P, 3] at octaves k < frequencies: [P, 6 * frequencies].
 
     `layout="tcnn"`: angles pi 2^k x, columns ordered (dimension, k, sin or cos), as tiny-cuda-nn's Frequency.
     `layout="nerfstudio"`: angles 2 pi 2^k x, all sines in order (dimension, k), then all cosines.
-    frequencies: 1 to 24. Raises ValueError for others or for another layout.
+    frequencies: 1 to 24. Gradient to x. Raises ValueError for others or for another layout.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"fourier: layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")

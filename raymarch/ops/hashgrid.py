@@ -8,6 +8,7 @@ from torch import Tensor
 
 from raymarch import _C
 from raymarch.ops._op import differentiable, launch, op
+from raymarch.ops._vector import vectorisable
 
 INTERPOLATIONS = ("linear", "smoothstep")
 LAYOUTS = ("tcnn", "nerfstudio")
@@ -47,11 +48,9 @@ def table_layout(
     return tuple(LevelLayout(int(r), s, int(n), int(o)) for r, s, n, o in rows.tolist())
 
 
-def _vectorisable(x: Tensor) -> Tensor:
-    """CUDA kernels read rows in vectors of up to 16 bytes; torch's allocations start at such addresses."""
-    if x.is_cuda and x.storage_offset() * x.element_size() % 16:
-        return x.clone()
-    return x
+def _entries(levels: int, base_resolution: int, max_resolution: int, log2_size: int, layout: str) -> int:
+    last = table_layout(levels, base_resolution, max_resolution, log2_size, layout)[-1]
+    return last.offset + last.entries
 
 
 @op
@@ -66,7 +65,7 @@ def hashgrid_forward(
     interpolation: int,
     layout: int,
 ) -> Tensor:
-    looked_up = _vectorisable(table if stored is None else stored)
+    looked_up = vectorisable(table if stored is None else stored)
     y = x.new_empty(x.shape[0], levels * table.shape[1])
     settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
     launch("hashgrid_forward", x, looked_up, *settings, y)
@@ -92,7 +91,7 @@ def hashgrid_backward(
     if deterministic and x.is_cuda:
         exact = torch.zeros(table.numel() + 1, dtype=torch.int64, device=x.device)
     settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
-    launch("hashgrid_backward", x, *settings, _vectorisable(grad_y), exact, grad_table)
+    launch("hashgrid_backward", x, *settings, vectorisable(grad_y), exact, grad_table)
     return grad_table
 
 
@@ -110,7 +109,7 @@ def hashgrid_slope(
 ) -> Tensor:
     grad_x = torch.empty_like(x)
     settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
-    launch("hashgrid_input_gradient", x, _vectorisable(table), *settings, grad_y, grad_x)
+    launch("hashgrid_input_gradient", x, vectorisable(table), *settings, grad_y.contiguous(), grad_x)
     return grad_x
 
 
@@ -133,9 +132,8 @@ def _check(x: Tensor, table: Tensor, stored: Tensor | None, settings: tuple[int,
     if table.dim() != 2 or table.shape[1] not in FEATURES:
         shape = tuple(table.shape)
         raise ValueError(f"hashgrid: table has shape {shape}, expected [entries, 1, 2, 4 or 8 features]")
-    last = table_layout(*settings, layout)[-1]
-    entries = last.offset + last.entries
-    if table.shape[0] != entries:
+    # A traced call leaves the count to the core: the layout comes from native code, which cannot be traced.
+    if not torch.compiler.is_compiling() and table.shape[0] != (entries := _entries(*settings, layout)):
         raise ValueError(
             f"hashgrid: table has {table.shape[0]} entries, expected {entries} for levels={settings[0]}, "
             f"base_resolution={settings[1]}, max_resolution={settings[2]}, log2_size={settings[3]}"
@@ -165,17 +163,17 @@ def hashgrid(
     """Look positions up in a hash grid.
 
     x: [P, 3] float32 in [0, 1]; outside, the last cell extrapolates, and NaN gives NaN.
-    table: [N, F] float32 with F = 1, 2, 4 or 8 and N as `table_layout` says; entries follow level by level.
-    stored: [N, F] float16 or bfloat16 copy of the table to look up instead; the gradient still goes to `table`.
+    table: [N, F] float32 with F = 1, 2, 4 or 8 and N as `table_layout` says, level after level.
+    stored: [N, F] float16 or bfloat16 copy to look up instead; the gradient still goes to `table`.
     Returns [P, levels * F] float32, level-major. Gradients to x and table, summed in float32.
 
     Resolutions grow geometrically from base_resolution to max_resolution; a level has at most 2**log2_size
-    entries. The default layout, order and +0.5 shift are tiny-cuda-nn's; `layout="nerfstudio"` is nerfstudio's
-    torch fallback, whose tables are not interchangeable with it. With torch.use_deterministic_algorithms(True)
-    the gradient to the table is the same in every run.
+    entries. The default layout, order and +0.5 shift are tiny-cuda-nn's; `layout="nerfstudio"` is that of
+    nerfstudio's torch fallback, whose tables are not interchangeable with it. Under
+    torch.use_deterministic_algorithms(True) the gradient to the table is the same in every run.
 
-    Raises ValueError for a table of another size or an unknown mode, TypeError for a half table that requires
-    grad.
+    Raises ValueError for a table of another size or an unknown mode, TypeError for a half table that
+    requires grad.
     """
     modes = _number("interpolation", interpolation, INTERPOLATIONS), _number("layout", layout, LAYOUTS)
     settings = (levels, base_resolution, max_resolution, log2_size)

@@ -41,14 +41,22 @@ def draw_pixels(
     """Draw `count` pixels evenly from all images: camera [R] int64, centre xy [R, 2] float32, number [R] int64.
 
     counter [2] int64 = (seed, step); starts [C + 1] int64 counts the pixels of all images before each; widths
-    [C] int64. `valid` [K] int64 lists the pixel numbers that may be drawn (a mask). The draw depends on
-    nothing but the counter, the stream and the ray's number.
+    [C] int64. `valid` [K] int64 lists the pixel numbers that may be drawn (a mask). Draws are with replacement
+    and depend on nothing but the counter, the stream and the ray's number. ValueError where there is no pixel
+    to draw or arrays disagree.
     """
+    if count < 0:
+        raise ValueError(f"draw_pixels: count is {count}, expected at least 0")
     return draw_pixels_forward(counter, starts, widths, valid, count, stream)
 
 
 def gather_pixels(images: Tensor, index: Tensor, channels: int) -> Tensor:
-    """Colours [R, channels] in 0..1 of pixels by number [R], from uint8 images laid out flat one after another."""
+    """Colours [R, channels] in 0..1 of pixels by number [R], from uint8 images laid out flat one after another.
+
+    A number outside the images is a ValueError on the CPU and a row of NaN on CUDA, where looking would wait.
+    """
+    if channels < 1:
+        raise ValueError(f"gather_pixels: channels is {channels}, expected at least 1")
     return gather_pixels_forward(images, index, channels)
 
 
@@ -65,7 +73,9 @@ def gather_features(
 
     maps [cells, D] holds all maps one after another (float32, float16 or bfloat16), map_starts [C] their first
     cells, map_size and image_size [C, 2] int64 widths and heights. `nearest` is F3RM's lookup, trunc(pixel
-    size ratio) with pixels counted from 0; `bilinear` interpolates between cell centres.
+    size ratio) with pixels counted from 0; `bilinear` interpolates between cell centres, and is constant beyond
+    the outermost ones. Places outside an image count as its border. A camera without a map is a ValueError on
+    the CPU and a row of NaN on CUDA.
     """
     if mode not in LOOKUPS:
         raise ValueError(f"gather_features: mode is {mode!r}, expected one of {', '.join(LOOKUPS)}")

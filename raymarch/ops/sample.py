@@ -62,7 +62,8 @@ def sample_spaced(
     near, far [R] are distances; `spacing` is uniform, linear-disparity, sqrt, log or piecewise (uniform up to
     distance 1, then in disparity). `jitter` moves edges within half a bin: none, single (one offset per ray)
     or each; it needs `counter` [2] int64 = (seed, step) on the arrays' device. No gradient. Spacings and
-    stratification are nerfstudio's SpacedSampler. ValueError for unknown words or no samples.
+    stratification are nerfstudio's SpacedSampler. `near` may be 0: disparity and logarithm begin at 1e-6 then.
+    ValueError for unknown words, no samples, or jitter without a counter.
     """
     if samples < 1:
         raise ValueError(f"sample_spaced: samples is {samples}, expected at least 1")
@@ -89,7 +90,12 @@ def sample_pdf(
 
     s [R, P + 1] and weights [R, P] are the previous level; `anneal` [1] is an exponent on the weights (0^0 is
     1); `padding` is added to every weight. `include_original` merges the old edges in, giving P + samples + 2.
-    Inverse transform sampling as nerfstudio's PDFSampler: the new edges need not reach s = 0 and s = 1.
+    Inverse transform sampling as nerfstudio's PDFSampler: the new edges need not reach s = 0 and s = 1. Without
+    jitter they lie at the middles of equal shares of the histogram. Weights that are negative or no numbers
+    count as 0; a histogram of nothing is even. On CUDA a ray may have 4096 bins at most.
+
+    `jitter`, `counter` and ValueErrors are as in `sample_spaced`; a `stream` per level keeps the levels' offsets
+    apart.
     """
     if samples < 1:
         raise ValueError(f"sample_pdf: samples is {samples}, expected at least 1")
@@ -99,41 +105,40 @@ def sample_pdf(
         found, t = sample_pdf_forward(*arrays, counter, anneal, samples, *how, stream, padding)
         if include_original:
             found = torch.cat([arrays[0], found], -1).sort(-1).values
-            t = t_from_s(found, near, far, spacing)
+            t = sample_distances_forward(found, *arrays[2:], how[0], False)
     return found, t
 
 
+@op
+def sample_distances_forward(
+    edges: Tensor, near: Tensor, far: Tensor, spacing: int, inverse: bool
+) -> Tensor:
+    moved = empty_like(edges)
+    launch("sample_distances", edges, near, far, moved, spacing, inverse)
+    return moved
+
+
 def t_from_s(s: Tensor, near: Tensor, far: Tensor, spacing: str = "piecewise") -> Tensor:
-    """Distances [R, E] of normalised distances s [R, E], near and far [R]."""
-    low, high = _warped(near, far, spacing)
-    return _unwarp(s * high + (1 - s) * low, spacing)
+    """Distances t [R, E] of normalised distances s [R, E] in 0..1; near, far [R]. No gradient.
+
+    t = g^-1(s g(far) + (1 - s) g(near)), g the warp of the spacing. Disparity and logarithm begin at 1e-6 where
+    `near` is closer. ValueError for an unknown spacing.
+    """
+    code = _code(spacing, SPACINGS, "t_from_s: spacing")
+    with torch.no_grad():
+        arrays = [x.detach().contiguous() for x in (s, near, far)]
+        return sample_distances_forward(*arrays, code, False)
 
 
 def s_from_t(t: Tensor, near: Tensor, far: Tensor, spacing: str = "piecewise") -> Tensor:
-    """Normalised distances [R, E] of distances t [R, E]: the inverse of `t_from_s`."""
-    low, high = _warped(near, far, spacing)
-    return (_warp(t, spacing) - low) / (high - low)
+    """Normalised distances s [R, E] in 0..1 of distances t [R, E]: the inverse of `t_from_s`. No gradient.
 
-
-def _warped(near: Tensor, far: Tensor, spacing: str) -> tuple[Tensor, Tensor]:
-    _code(spacing, SPACINGS, "spacing")
-    if spacing in ("linear-disparity", "log"):
-        near = near.clamp_min(1e-6)
-    return _warp(near, spacing)[:, None], _warp(far, spacing)[:, None]
-
-
-def _warp(t: Tensor, spacing: str) -> Tensor:
-    if spacing == "piecewise":
-        return torch.where(t < 1, t / 2, 1 - 1 / (2 * t))
-    return {"linear-disparity": torch.reciprocal, "sqrt": torch.sqrt, "log": torch.log}.get(spacing, lambda x: x)(t)
-
-
-def _unwarp(g: Tensor, spacing: str) -> Tensor:
-    if spacing == "piecewise":
-        return torch.where(g < 0.5, 2 * g, 1 / (2 - 2 * g))
-    return {"linear-disparity": torch.reciprocal, "sqrt": torch.square, "log": torch.exp}.get(
-        spacing, lambda x: x
-    )(g)
+    Distances before near and beyond far become 0 and 1, and all do become 0 where near equals far.
+    """
+    code = _code(spacing, SPACINGS, "s_from_t: spacing")
+    with torch.no_grad():
+        arrays = [x.detach().contiguous() for x in (t, near, far)]
+        return sample_distances_forward(*arrays, code, True)
 
 
 @op

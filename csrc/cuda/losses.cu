@@ -1,0 +1,286 @@
+#include "cuda/warp.cuh"
+#include "math/losses.h"
+#include "math/random.h"
+#include "ops.h"
+
+namespace raymarch {
+
+// One warp per ray throughout, but for random_colour.
+constexpr int kThreads = 32 * kWarpsPerBlock;
+
+using Edges = In<real, kRays, kEdges>;
+using FineEdges = In<real, kRays, kFineEdges>;
+using Weights = In<real, kRays, kSamples>;
+using FineWeights = In<real, kRays, kFine>;
+using Normals = In<real, kRays, kSamples, 3>;
+
+// The first index in 0 .. count - 1 at which the increasing `edges` exceed x (or reach it), or count.
+__device__ __forceinline__ int first_above(const real* edges, int count, real x, bool or_equal) {
+  int low = 0, high = count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (edges[middle] > x || (or_equal && edges[middle] == x))
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return low;
+}
+
+// The weights of all proposal bins that touch the fine bin a .. b: from the last that begins by a to the
+// first that ends beyond b. The sum is as short as the fine bin is narrow, and loses no digits.
+__device__ __forceinline__ real bound_of(const real* s_proposal, const real* w_proposal, int bins, real a,
+                                         real b) {
+  int k = first_above(s_proposal + 1, bins - 1, a, false);
+  real bound = w_proposal[k];
+  while (k < bins - 1 && s_proposal[k + 1] <= b) bound += w_proposal[++k];
+  return bound;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    interlevel_forward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
+                              Out<real, kRays> loss) {
+  const int64_t ray = warp();
+  if (ray >= w.size[0]) return;
+  const int fine = int(w.size[1]), bins = int(w_proposal.size[1]);
+  const real* e = s.data + ray * (fine + 1);
+  const real* e_proposal = s_proposal.data + ray * (bins + 1);
+  real sum = 0;
+  for (int i = lane(); i < fine; i += 32)
+    sum += interlevel_term(w.data[ray * fine + i],
+                           bound_of(e_proposal, w_proposal.data + ray * bins, bins, e[i], e[i + 1]));
+  sum = warp_sum(sum);
+  if (lane() == 0) loss.data[ray] = sum / real(fine);
+}
+
+// The warp's slice of shared memory holds the derivative by each fine bin's bound; each proposal bin then
+// gathers those of the fine bins that touch it. Nothing is scattered, so the sum has one order.
+__global__ void __launch_bounds__(kThreads)
+    interlevel_backward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
+                               In<real, kRays> grad_loss, Out<real, kRays, kSamples> grad_w_proposal) {
+  extern __shared__ real shared[];
+  const int64_t ray = warp();
+  if (ray >= w.size[0]) return;
+  const int fine = int(w.size[1]), bins = int(w_proposal.size[1]);
+  const real* e = s.data + ray * (fine + 1);
+  const real* e_proposal = s_proposal.data + ray * (bins + 1);
+  real* q = shared + (threadIdx.x / 32) * fine;
+  const real g = grad_loss.data[ray] / real(fine);
+  for (int i = lane(); i < fine; i += 32)
+    q[i] = interlevel_vjp(w.data[ray * fine + i],
+                          bound_of(e_proposal, w_proposal.data + ray * bins, bins, e[i], e[i + 1]), g);
+  __syncwarp();
+  for (int k = lane(); k < bins; k += 32) {
+    // Fine bins touch bin k from the first that ends at its start or later, until one begins at its end.
+    int i = k == 0 ? 0 : first_above(e + 1, fine, e_proposal[k], true);
+    real sum = 0;
+    for (; i < fine && (k == bins - 1 || e[i] < e_proposal[k + 1]); ++i) sum += q[i];
+    grad_w_proposal.data[ray * bins + k] = sum;
+  }
+}
+
+// distortion's `before` of math/losses.h, 32 bins at a time, from the front of a ray or from its back.
+struct Spread {
+  const real* e;
+  int n;
+  bool backwards;
+  real mass = 0, before = 0;  // of the bins already passed; `before` is that of the last of them
+
+  // For the bin at place k of the walk (k from 0, in steps of 32 per lane); places beyond n - 1 add nothing.
+  __device__ __forceinline__ real next(int k, real w) {
+    const int i = backwards ? n - 1 - k : k;
+    const int first = backwards ? i : i - 1;  // the gap to the bin before is between the middles of two bins
+    const real gap = k > 0 && k < n ? real(0.5) * (e[first + 2] - e[first]) : real(0);
+    const real upto = mass + warp_inclusive_sum(w);
+    const real reached = before + warp_inclusive_sum(gap * (upto - w));
+    mass = from_lane(upto, 31), before = from_lane(reached, 31);
+    return reached;
+  }
+};
+
+__global__ void __launch_bounds__(kThreads)
+    distortion_forward_kernel(Edges s, Weights w, Out<real, kRays> loss) {
+  const int64_t ray = warp();
+  if (ray >= w.size[0]) return;
+  const int n = int(w.size[1]);
+  const real* e = s.data + ray * (n + 1);
+  Spread front{e, n, false};
+  real sum = 0;
+  for (int k = 0; k < n; k += 32) {
+    const int i = k + lane();
+    const real of_bin = i < n ? w.data[ray * n + i] : real(0);
+    const real before = front.next(i, of_bin);
+    if (i < n) sum += distortion_term(of_bin, before, e[i + 1] - e[i]);
+  }
+  sum = warp_sum(sum);
+  if (lane() == 0) loss.data[ray] = sum;
+}
+
+// Two walks; the first leaves its sums in the output for the second.
+__global__ void __launch_bounds__(kThreads)
+    distortion_backward_kernel(Edges s, Weights w, In<real, kRays> grad_loss,
+                               Out<real, kRays, kSamples> grad_w) {
+  const int64_t ray = warp();
+  if (ray >= w.size[0]) return;
+  const int n = int(w.size[1]);
+  const real* e = s.data + ray * (n + 1);
+  const real* of_ray = w.data + ray * n;
+  real* out = grad_w.data + ray * n;
+  const real g = grad_loss.data[ray];
+  Spread front{e, n, false};
+  for (int k = 0; k < n; k += 32) {
+    const int i = k + lane();
+    const real before = front.next(i, i < n ? of_ray[i] : real(0));
+    if (i < n) out[i] = before;
+  }
+  __syncwarp();
+  Spread back{e, n, true};
+  for (int k = 0; k < n; k += 32) {
+    const int i = n - 1 - (k + lane());
+    const real of_bin = i >= 0 ? of_ray[i] : real(0);
+    const real behind = back.next(k + lane(), of_bin);
+    if (i >= 0) out[i] = distortion_vjp(of_bin, out[i], behind, e[i + 1] - e[i], g);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    orientation_forward_kernel(Weights w, Normals normals, In<real, kRays, 3> directions,
+                               Out<real, kRays> loss) {
+  const int64_t ray = warp(), n = w.size[1];
+  if (ray >= w.size[0]) return;
+  const Vec3 d = load3(directions.data, ray);
+  real sum = 0;
+  for (int64_t i = ray * n + lane(); i < (ray + 1) * n; i += 32)
+    sum += w.data[i] * square(facing_away(load3(normals.data, i), d));
+  sum = warp_sum(sum);
+  if (lane() == 0) loss.data[ray] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    orientation_backward_kernel(Weights w, Normals normals, In<real, kRays, 3> directions,
+                                In<real, kRays> grad_loss, Maybe<Out<real, kRays, kSamples>> grad_w,
+                                Maybe<Out<real, kRays, kSamples, 3>> grad_normals,
+                                Maybe<Out<real, kRays, 3>> grad_directions) {
+  const int64_t ray = warp(), n = w.size[1];
+  if (ray >= w.size[0]) return;
+  const Vec3 d = load3(directions.data, ray);
+  const real g = grad_loss.data[ray];
+  Vec3 to_d{0, 0, 0};
+  for (int64_t i = ray * n + lane(); i < (ray + 1) * n; i += 32) {
+    const Vec3 normal = load3(normals.data, i);
+    const real away = facing_away(normal, d), q = 2 * g * w.data[i] * away;
+    if (grad_w) grad_w.data[i] = g * square(away);
+    if (grad_normals) store3(grad_normals.data, i, q * d);
+    if (away > 0) to_d = to_d + q * normal;  // a NaN normal has away = 0
+  }
+  if (grad_directions) {
+    to_d = {warp_sum(to_d.x), warp_sum(to_d.y), warp_sum(to_d.z)};
+    if (lane() == 0) store3(grad_directions.data, ray, to_d);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    predicted_normals_forward_kernel(Weights w, Normals normals, Normals predicted, Out<real, kRays> loss) {
+  const int64_t ray = warp(), n = w.size[1];
+  if (ray >= w.size[0]) return;
+  real sum = 0;
+  for (int64_t i = ray * n + lane(); i < (ray + 1) * n; i += 32)
+    sum += w.data[i] * (1 - dot(load3(normals.data, i), load3(predicted.data, i)));
+  sum = warp_sum(sum);
+  if (lane() == 0) loss.data[ray] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    predicted_normals_backward_kernel(Weights w, Normals normals, In<real, kRays> grad_loss,
+                                      Out<real, kRays, kSamples, 3> grad_predicted) {
+  const int64_t ray = warp(), n = w.size[1];
+  if (ray >= w.size[0]) return;
+  const real g = grad_loss.data[ray];
+  for (int64_t i = ray * n + lane(); i < (ray + 1) * n; i += 32)
+    store3(grad_predicted.data, i, -(g * w.data[i]) * load3(normals.data, i));
+}
+
+// One thread per channel.
+__global__ void __launch_bounds__(kThreads)
+    random_colour_kernel(In<int64_t, 2> counter, Out<float, kRays, 3> colour, int64_t stream) {
+  const int64_t i = item();
+  if (i >= colour.size[0] * 3) return;
+  colour.data[i] = uniform(random_key(counter.data[0], counter.data[1], stream), uint64_t(i));
+}
+
+namespace {
+
+void check_interlevel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal) {
+  require(s.size[1] == w.size[1] + 1, "s must have one edge more than weights has samples");
+  require(s_proposal.size[1] == w_proposal.size[1] + 1,
+          "s_proposal must have one edge more than weights_proposal has samples");
+  require(w.size[1] >= 1 && w_proposal.size[1] >= 1, "needs at least one sample per ray");
+  require(w.size[1] <= 8192, "on CUDA a ray may have at most 8192 fine samples");
+}
+
+void check_distortion(Edges s, Weights w) {
+  require(s.size[1] == w.size[1] + 1, "s must have one edge more than weights has samples");
+}
+
+unsigned warps(int64_t rays) { return blocks(rays, kWarpsPerBlock); }
+
+}  // namespace
+
+void interlevel_forward(Cuda q, FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
+                        Out<real, kRays> loss) {
+  check_interlevel(s, w, s_proposal, w_proposal);
+  launch("interlevel_forward", interlevel_forward_kernel, warps(w.size[0]), kThreads, q, s, w, s_proposal,
+         w_proposal, loss);
+}
+
+void interlevel_backward(Cuda q, FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
+                         In<real, kRays> grad_loss, Out<real, kRays, kSamples> grad_w_proposal) {
+  check_interlevel(s, w, s_proposal, w_proposal);
+  launch_shared("interlevel_backward", interlevel_backward_kernel, warps(w.size[0]), kThreads,
+                size_t(kWarpsPerBlock) * size_t(w.size[1]) * sizeof(real), q, s, w, s_proposal, w_proposal,
+                grad_loss, grad_w_proposal);
+}
+
+void distortion_forward(Cuda q, Edges s, Weights w, Out<real, kRays> loss) {
+  check_distortion(s, w);
+  launch("distortion_forward", distortion_forward_kernel, warps(w.size[0]), kThreads, q, s, w, loss);
+}
+
+void distortion_backward(Cuda q, Edges s, Weights w, In<real, kRays> grad_loss,
+                         Out<real, kRays, kSamples> grad_w) {
+  check_distortion(s, w);
+  launch("distortion_backward", distortion_backward_kernel, warps(w.size[0]), kThreads, q, s, w, grad_loss,
+         grad_w);
+}
+
+void orientation_forward(Cuda q, Weights w, Normals normals, In<real, kRays, 3> directions,
+                         Out<real, kRays> loss) {
+  launch("orientation_forward", orientation_forward_kernel, warps(w.size[0]), kThreads, q, w, normals,
+         directions, loss);
+}
+
+void orientation_backward(Cuda q, Weights w, Normals normals, In<real, kRays, 3> directions,
+                          In<real, kRays> grad_loss, Maybe<Out<real, kRays, kSamples>> grad_w,
+                          Maybe<Out<real, kRays, kSamples, 3>> grad_normals,
+                          Maybe<Out<real, kRays, 3>> grad_directions) {
+  launch("orientation_backward", orientation_backward_kernel, warps(w.size[0]), kThreads, q, w, normals,
+         directions, grad_loss, grad_w, grad_normals, grad_directions);
+}
+
+void predicted_normals_forward(Cuda q, Weights w, Normals normals, Normals predicted, Out<real, kRays> loss) {
+  launch("predicted_normals_forward", predicted_normals_forward_kernel, warps(w.size[0]), kThreads, q, w,
+         normals, predicted, loss);
+}
+
+void predicted_normals_backward(Cuda q, Weights w, Normals normals, In<real, kRays> grad_loss,
+                                Out<real, kRays, kSamples, 3> grad_predicted) {
+  launch("predicted_normals_backward", predicted_normals_backward_kernel, warps(w.size[0]), kThreads, q, w,
+         normals, grad_loss, grad_predicted);
+}
+
+void random_colour(Cuda q, In<int64_t, 2> counter, Out<float, kRays, 3> colour, int64_t stream) {
+  launch("random_colour", random_colour_kernel, blocks(colour.size[0] * 3, kThreads), kThreads, q, counter,
+         colour, stream);
+}
+
+}  // namespace raymarch

@@ -1,0 +1,91 @@
+"""A hash grid that owns its table."""
+
+import torch
+from torch import Tensor, nn
+
+from raymarch.ops.hashgrid import FEATURES, INTERPOLATIONS, hashgrid, hashgrid_input_gradient, table_layout
+
+STORAGES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+INITIAL = {"tcnn": 1e-4, "nerfstudio": 1e-3}  # entries start uniform in plus or minus this
+
+
+class HashGrid(nn.Module):
+    """Features of positions in [0, 1]^3 from a trained multiresolution hash table.
+
+    `table` [N, features] float32 is the parameter, in the layout of `table_layout`. `storage` is what
+    lookups read: "float32" the table itself, "float16" or "bfloat16" a copy at half the size, "auto" float16
+    on CUDA and float32 on the CPU. The copy is refreshed in every forward pass while training (into the same
+    memory, so a captured CUDA graph stays valid); in evaluation it is kept until the table changes.
+    """
+
+    def __init__(
+        self,
+        levels: int,
+        base_resolution: int,
+        max_resolution: int,
+        log2_size: int,
+        features: int,
+        interpolation: str = "linear",
+        storage: str = "auto",
+        seed: int = 1337,
+        layout: str = "tcnn",
+    ):
+        super().__init__()
+        if features not in FEATURES:
+            raise ValueError(f"HashGrid: features is {features}, expected 1, 2, 4 or 8")
+        if storage != "auto" and storage not in STORAGES:
+            raise ValueError(f"HashGrid: storage is {storage!r}, expected one of auto, {', '.join(STORAGES)}")
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"HashGrid: interpolation is {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}"
+            )
+        self.settings = (levels, base_resolution, max_resolution, log2_size)
+        self.interpolation, self.layout, self.storage = interpolation, layout, storage
+        self.outputs = levels * features
+        last = table_layout(*self.settings, layout)[-1]
+        table = torch.empty(last.offset + last.entries, features)
+        random = torch.Generator().manual_seed(seed)
+        self.table = nn.Parameter(table.uniform_(-INITIAL[layout], INITIAL[layout], generator=random))
+        self.stored: Tensor | None
+        self.register_buffer("stored", None, persistent=False)
+        self._stored_version: int | None = None  # of the table, when `stored` was copied from it
+
+    def train(self, mode: bool = True) -> "HashGrid":
+        self._stored_version = None  # an optimiser may have written the table behind torch's back
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True) -> "HashGrid":
+        self.stored = None  # moved tables get a new copy, of the dtype that fits the new device
+        return super()._apply(fn, recurse)
+
+    def _looked_up(self) -> Tensor | None:
+        """The copy to look up, as fresh as it must be; None for the table itself."""
+        auto = torch.float16 if self.table.is_cuda else torch.float32
+        dtype = STORAGES.get(self.storage, auto)
+        if dtype == self.table.dtype:
+            return None
+        if self.stored is None:
+            self.stored, self._stored_version = torch.empty_like(self.table, dtype=dtype), None
+        if self.training or self._stored_version != self.table._version:
+            # Through .data: a refresh must not count as a change of what an earlier forward pass saved.
+            self.stored.data.copy_(self.table.data)
+            self._stored_version = self.table._version
+        return self.stored
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [P, 3] in [0, 1]. Returns [P, outputs] float32, level-major."""
+        settings = (*self.settings, self.interpolation)
+        return hashgrid(x, self.table, *settings, stored=self._looked_up(), layout=self.layout)
+
+    @torch.no_grad()
+    def input_gradient(self, x: Tensor, grad_y: Tensor) -> Tensor:
+        """Gradient to x [P, 3] for upstream gradients grad_y [P, outputs], as values."""
+        stored = self._looked_up()
+        table = self.table if stored is None else stored
+        return hashgrid_input_gradient(x, table, grad_y, *self.settings, self.interpolation, self.layout)
+
+    def extra_repr(self) -> str:
+        levels, base, top, size = self.settings
+        entries, features = self.table.shape
+        shape = f"{levels} levels {base} to {top}, 2^{size} entries, {features} features"
+        return f"{shape}, {entries * features} parameters"
