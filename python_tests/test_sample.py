@@ -93,7 +93,8 @@ def test_stratified_edges(
     close(t, t_from_s(s.double().cpu(), near.double().cpu(), far.double().cpu()), rtol=1e-4)
 
 
-def test_known_stratified_distances(device):  # O28, O29
+def test_known_stratified_distances():  # O28, O29; in double, so on the CPU
+    device = torch.device("cpu")
     s = edges_of(0.25, 4)[None].to(device)
     want = [[0.110906, 0.415437, 0.902687, 1.639176, 5.443101]]
     close(t_from_s(s, *(x.double() for x in planes(device)), "piecewise"), want)
