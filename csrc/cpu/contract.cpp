@@ -22,15 +22,16 @@ void uncontract_forward(Cpu, In<real, kPoints, 3> y, Out<real, kPoints, 3> x, in
   parallel_for(y.size[0], kWork, [&](int64_t i) { store3(x.data, i, uncontract(norm, load3(y.data, i))); });
 }
 
-void uncontract_backward(Cpu, In<real, kPoints, 3> y, In<real, kPoints, 3> grad_x, Out<real, kPoints, 3> grad_y,
-                         int64_t norm) {
+void uncontract_backward(Cpu, In<real, kPoints, 3> y, In<real, kPoints, 3> grad_x,
+                         Out<real, kPoints, 3> grad_y, int64_t norm) {
   parallel_for(y.size[0], kWork, [&](int64_t i) {
     store3(grad_y.data, i, uncontract_vjp(norm, load3(y.data, i), load3(grad_x.data, i)));
   });
 }
 
 void contract_unit_forward(Cpu, In<real, kPoints, 3> x, Out<real, kPoints, 3> y, int64_t norm) {
-  parallel_for(x.size[0], kWork, [&](int64_t i) { store3(y.data, i, contract_unit(norm, load3(x.data, i))); });
+  parallel_for(x.size[0], kWork,
+               [&](int64_t i) { store3(y.data, i, contract_unit(norm, load3(x.data, i))); });
 }
 
 void contract_unit_backward(Cpu, In<real, kPoints, 3> x, In<real, kPoints, 3> grad_y,

@@ -46,14 +46,13 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
   if (ray >= camera.size[0]) return;
   const int64_t image = camera.data[ray];
   float* out = feature.data + ray * channels;
-  const bool known = image >= 0 && image < map_size.size[0];
-  const int64_t first = known ? map_starts.data[image] : -1,
-                cells = known ? map_size.data[2 * image] * map_size.data[2 * image + 1] : 0;
-  if (first < 0 || cells <= 0 || first + cells > maps.size[0]) {
+  const int64_t *map = map_size.data + 2 * image, *size = image_size.data + 2 * image;
+  const bool known = image >= 0 && image < map_size.size[0] && map[0] > 0 && map[1] > 0;
+  const int64_t first = known ? map_starts.data[image] : -1;
+  if (first < 0 || first + map[0] * map[1] > maps.size[0]) {
     for (int64_t c = lane(); c < channels; c += 32) out[c] = nanf("");
     return;
   }
-  const int64_t *map = map_size.data + 2 * image, *size = image_size.data + 2 * image;
   const T* base = maps.data + first * channels;
   const float x = xy.data[2 * ray], y = xy.data[2 * ray + 1];
   if (mode == 0) {

@@ -17,8 +17,8 @@ __device__ __forceinline__ real midpoint(In<real, kRays, kEdges> t, int64_t ray,
 // One thread per edge.
 __global__ void __launch_bounds__(kThreads)
     sample_spaced_kernel(In<real, kRays> near, In<real, kRays> far, Maybe<In<int64_t, 2>> counter,
-                         Out<real, kRays, kEdges> s, Out<real, kRays, kEdges> t, int64_t spacing, int64_t jitter,
-                         int64_t stream) {
+                         Out<real, kRays, kEdges> s, Out<real, kRays, kEdges> t, int64_t spacing,
+                         int64_t jitter, int64_t stream) {
   const int64_t i = item(), edges = s.size[1];
   if (i >= near.size[0] * edges) return;
   const int64_t ray = i / edges, j = i - ray * edges;
@@ -32,7 +32,8 @@ __global__ void __launch_bounds__(kThreads)
   t.data[i] = t_from_s(spacing, warped, place);
 }
 
-// One warp per ray. The warp's slice of shared memory holds the cumulative sum, which every new edge searches.
+// One warp per ray. The warp's slice of shared memory holds the cumulative sum, which every new edge
+// searches.
 __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     sample_pdf_kernel(In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weights, In<real, kRays> near,
                       In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
@@ -53,8 +54,11 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     carry = from_lane(sum, 31);
   }
   __syncwarp();
-  const real missing = fmaxf(real(0), kLeastMass - carry), total = carry + missing, each = missing / real(bins);
-  const auto cdf = [&](int i) { return i < 0 ? real(0) : fminf(real(1), (upto[i] + each * real(i + 1)) / total); };
+  const real missing = fmaxf(real(0), kLeastMass - carry), total = carry + missing,
+             each = missing / real(bins);
+  const auto cdf = [&](int i) {
+    return i < 0 ? real(0) : fminf(real(1), (upto[i] + each * real(i + 1)) / total);
+  };
   const Interval warped = warped_interval(spacing, near.data[ray], far.data[ray]);
   const uint64_t key = jitter ? random_key(counter.data[0], counter.data[1], stream) : 0;
   const real offset = jitter == 1 ? uniform(key, uint64_t(ray)) : real(0.5);
@@ -79,8 +83,8 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
 
 // One thread per sample.
 __global__ void __launch_bounds__(kThreads)
-    positions_forward_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays, kEdges> t,
-                             Out<real, kRays, kSamples, 3> x) {
+    positions_forward_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions,
+                             In<real, kRays, kEdges> t, Out<real, kRays, kSamples, 3> x) {
   const int64_t i = item(), samples = x.size[1];
   if (i >= t.size[0] * samples) return;
   const int64_t ray = i / samples;
@@ -119,8 +123,8 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
 __global__ void __launch_bounds__(32 * kWarpsPerBlock)
     sample_unit_positions_backward_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                                           In<real, kRays, kEdges> t, In<real, kRays, kSamples, 3> grad_y,
-                                          Out<real, kRays, 3> grad_origins, Out<real, kRays, 3> grad_directions,
-                                          int64_t norm) {
+                                          Out<real, kRays, 3> grad_origins,
+                                          Out<real, kRays, 3> grad_directions, int64_t norm) {
   const int64_t ray = warp(), samples = grad_y.size[1];
   if (ray >= t.size[0]) return;
   const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
@@ -139,14 +143,14 @@ void sample_spaced(Cuda q, In<real, kRays> near, In<real, kRays> far, Maybe<In<i
                    int64_t stream) {
   require(!jitter || counter, "jitter needs a counter");
   require(s.size[1] >= 2, "needs at least one sample per ray");
-  launch("sample_spaced", sample_spaced_kernel, blocks(s.size[0] * s.size[1], kThreads), kThreads, q, near, far,
-         counter, s, t, spacing, jitter, stream);
+  launch("sample_spaced", sample_spaced_kernel, blocks(s.size[0] * s.size[1], kThreads), kThreads, q, near,
+         far, counter, s, t, spacing, jitter, stream);
 }
 
 void sample_pdf(Cuda q, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weights, In<real, kRays> near,
                 In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
-                Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing, int64_t jitter,
-                int64_t stream, double padding) {
+                Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing,
+                int64_t jitter, int64_t stream, double padding) {
   require(!jitter || counter, "jitter needs a counter");
   require(s.size[1] == weights.size[1] + 1, "s must have one edge more than weights has samples");
   require(weights.size[1] >= 1 && s_new.size[1] >= 2, "needs at least one sample per ray");
@@ -183,8 +187,8 @@ void sample_unit_positions_backward(Cuda q, In<real, kRays, 3> origins, In<real,
                                     int64_t norm) {
   require(t.size[1] == grad_y.size[1] + 1, "t must have one edge more than there are samples");
   launch("sample_unit_positions_backward", sample_unit_positions_backward_kernel,
-         blocks(t.size[0], kWarpsPerBlock), 32 * kWarpsPerBlock, q, origins, directions, t, grad_y, grad_origins,
-         grad_directions, norm);
+         blocks(t.size[0], kWarpsPerBlock), 32 * kWarpsPerBlock, q, origins, directions, t, grad_y,
+         grad_origins, grad_directions, norm);
 }
 
 }  // namespace raymarch

@@ -12,21 +12,31 @@ enum Spacing : int64_t { kUniform, kLinearDisparity, kSqrt, kLog, kPiecewise };
 
 RM_HD real warp_distance(int64_t spacing, real t) {
   switch (spacing) {
-    case kLinearDisparity: return 1 / t;
-    case kSqrt: return std::sqrt(t);
-    case kLog: return std::log(t);
-    case kPiecewise: return t < 1 ? t / 2 : 1 - 1 / (2 * t);
-    default: return t;
+    case kLinearDisparity:
+      return 1 / t;
+    case kSqrt:
+      return std::sqrt(t);
+    case kLog:
+      return std::log(t);
+    case kPiecewise:
+      return t < 1 ? t / 2 : 1 - 1 / (2 * t);
+    default:
+      return t;
   }
 }
 
 RM_HD real unwarp_distance(int64_t spacing, real g) {
   switch (spacing) {
-    case kLinearDisparity: return 1 / g;
-    case kSqrt: return g * g;
-    case kLog: return std::exp(g);
-    case kPiecewise: return g < real(0.5) ? 2 * g : 1 / (2 - 2 * g);
-    default: return g;
+    case kLinearDisparity:
+      return 1 / g;
+    case kSqrt:
+      return g * g;
+    case kLog:
+      return std::exp(g);
+    case kPiecewise:
+      return g < real(0.5) ? 2 * g : 1 / (2 - 2 * g);
+    default:
+      return g;
   }
 }
 

@@ -57,7 +57,7 @@ def sample_spaced(
     counter: Tensor | None = None,
     stream: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Edges of `samples` even bins per ray: s [R, samples + 1] in 0..1 and t [R, samples + 1] from near to far.
+    """Edges of `samples` even bins per ray: s [R, samples + 1] in 0..1, t [R, samples + 1] from near to far.
 
     near, far [R] are distances; `spacing` is uniform, linear-disparity, sqrt, log or piecewise (uniform up to
     distance 1, then in disparity). `jitter` moves edges within half a bin: none, single (one offset per ray)
@@ -87,8 +87,9 @@ def sample_pdf(
 ) -> tuple[Tensor, Tensor]:
     """Edges drawn where weights are: s [R, samples + 1] and t [R, samples + 1]. No gradient flows.
 
-    s [R, P + 1] and weights [R, P] are the previous level; `anneal` [1] is an exponent on the weights (0^0 is
-    1); `padding` is added to every weight. `include_original` merges the old edges in, giving P + samples + 2.
+    s [R, P + 1] and weights [R, P] are the previous level; `anneal` [1] is an exponent on the weights (0^0
+    is 1); `padding` is added to every weight. `include_original` merges the old edges in, giving
+    P + samples + 2.
     Inverse transform sampling as nerfstudio's PDFSampler: the new edges need not reach s = 0 and s = 1.
     """
     if samples < 1:
@@ -125,7 +126,8 @@ def _warped(near: Tensor, far: Tensor, spacing: str) -> tuple[Tensor, Tensor]:
 def _warp(t: Tensor, spacing: str) -> Tensor:
     if spacing == "piecewise":
         return torch.where(t < 1, t / 2, 1 - 1 / (2 * t))
-    return {"linear-disparity": torch.reciprocal, "sqrt": torch.sqrt, "log": torch.log}.get(spacing, lambda x: x)(t)
+    warps = {"linear-disparity": torch.reciprocal, "sqrt": torch.sqrt, "log": torch.log}
+    return warps.get(spacing, lambda x: x)(t)
 
 
 def _unwarp(g: Tensor, spacing: str) -> Tensor:
