@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
   const int64_t width = known ? map_size.data[2 * image] : 0,
                 height = known ? map_size.data[2 * image + 1] : 0;
   const int64_t start = known ? map_starts.data[image] : 0;
-  if (width * height == 0 || start < 0 || start + width * height > maps.size[0]) {
+  if (width <= 0 || height <= 0 || start < 0 || start + width * height > maps.size[0]) {
     for (int64_t c = lane(); c < feature.size[1]; c += 32) feature.data[ray * feature.size[1] + c] = nanf("");
     return;
   }
