@@ -7,7 +7,6 @@ import torch
 
 from raymarch.train.metrics import depth_error, feature_cosine, psnr, ssim, ssim_protocol
 
-
 FLOAT32 = 5e-6  # what torchmetrics, whose numbers these are, loses by summing variances in float32
 
 

@@ -153,7 +153,7 @@ def predicted_normals(weights: Tensor, normals: Tensor, predicted: Tensor) -> Te
 def random_colour(counter: Tensor, rays: int, stream: int) -> Tensor:
     """A colour per ray, [rays, 3] float32, even in [0, 1).
 
-    counter [2] int64 = (seed, step) on the device that gets the colours; `stream` tells uses in one step apart.
+    counter [2] int64 = (seed, step) on the device that gets the colours; `stream` tells uses in a step apart.
     """
     with torch.no_grad():
         return random_colour_forward(counter, rays, stream)
