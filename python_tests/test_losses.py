@@ -256,7 +256,7 @@ def test_every_loss_has_a_name_and_its_weight(device):
     assert list(found) == list(want)
     for name in want:
         assert found[name].shape == ()
-        near(found[name].detach(), float(want[name]))
+        near(found[name].detach(), float(want[name].detach()))
 
 
 def test_losses_without_their_inputs_are_absent(device):

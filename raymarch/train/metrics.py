@@ -40,9 +40,9 @@ def ssim(pred: Tensor, truth: Tensor, data_range: float = 1.0, protocol: str = "
 
     pred and truth [h, w, channels], at least 6 pixels each way. A Gaussian window of 11 x 11 pixels (sigma
     1.5) over images padded by reflection, K1 = 0.01, K2 = 0.03, the mean over pixels and channels (Wang et
-    al. 2004), in double. `protocol`: raymarch; torchmetrics (1.9, with data_range=None), which takes the larger
-    range of the two images for data_range; torchmetrics_1.2, which also leaves the border of 5 pixels out of
-    the mean and then needs 11 pixels. ValueError for other shapes and protocols.
+    al. 2004), in double. `protocol`: raymarch; torchmetrics (1.9, with data_range=None), which takes the
+    larger range of the two images for data_range; torchmetrics_1.2, which also leaves the border of 5 pixels
+    out of the mean and then needs 11 pixels. ValueError for other shapes and protocols.
     """
     if protocol not in SSIM_PROTOCOLS:
         raise ValueError(f"ssim: protocol is {protocol!r}, expected one of {', '.join(SSIM_PROTOCOLS)}")
