@@ -197,10 +197,10 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
   __syncthreads();
 
   const auto meet = [&] { partial ? __syncthreads() : __syncwarp(); };
-  fetch_chunk<kRows, kChunk>(my_aux, x, int64_t{blockIdx.x} * points + warp * kRows, 0, padding);
-  for (int64_t tile = blockIdx.x; tile * points < x.size[0]; tile += gridDim.x) {
+  int64_t base = int64_t{blockIdx.x} * points + warp * kRows;
+  fetch_chunk<kRows, kChunk>(my_aux, x, base, 0, padding);
+  for (; base - warp * kRows < x.size[0]; base += int64_t{gridDim.x} * points) {
     Tiles<H / 8, kM> sum, a;
-    const int64_t base = tile * points + warp * kRows;
     const int64_t outputs = grad_y.size[1], there = min(int64_t{kRows}, x.size[0] - base);
     prefetch(grad_y.data + base * outputs, there * outputs);
     if (activation != kLinear) prefetch(y.data + base * outputs, there * outputs);
@@ -266,9 +266,8 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
       }
       if (grad_x) store_grad_x<H, kM, kChunk>(a, matrices.first(), my_aux, grad_x, base, chunk * kChunk);
     }
-    const int64_t next = tile + gridDim.x;
-    if (next * points < x.size[0])
-      fetch_chunk<kRows, kChunk>(my_aux, x, next * points + warp * kRows, 0, padding);
+    const int64_t next = base + int64_t{gridDim.x} * points;
+    if (next - warp * kRows < x.size[0]) fetch_chunk<kRows, kChunk>(my_aux, x, next, 0, padding);
   }
   if (partial) flush(pieces, first_slot, sums, stash, partial + blockIdx.x * int64_t{net.parameters()});
 }
