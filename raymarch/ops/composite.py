@@ -73,7 +73,12 @@ def composite_backward(
     needs_feature: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad_w = empty_like(w)
-    heads = ((rgb, needs_rgb), (normals, needs_normals), (predicted, needs_predicted), (feature, needs_feature))
+    heads = (
+        (rgb, needs_rgb),
+        (normals, needs_normals),
+        (predicted, needs_predicted),
+        (feature, needs_feature),
+    )
     grads = [empty_like(head) if head is not None and needs else None for head, needs in heads]
     launch(
         "composite_backward", w, t, rgb, normals, predicted, feature, colour, background, g_rgb, g_opacity,
