@@ -89,6 +89,13 @@ def test_no_way_back_from_beyond_the_border(device, norm):
     assert (jacobian(uncontract, y, norm) == 0).all()
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_far_out_the_small_slope_outwards_keeps_its_digits(device, norm):
+    x = torch.logspace(0.1, 6, 200, device=device)[:, None] * torch.tensor([0.0, -1, 0], device=device)
+    slope = jacobian(contract, x, norm)[:, 1, 1]
+    close(slope * x[:, 1].square(), torch.ones(200), rtol=1e-6)
+
+
 FAR = [1e7, 1e10, 1e19, 1e20, 1e38, 3.4e38]
 
 

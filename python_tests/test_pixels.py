@@ -143,16 +143,17 @@ def test_known_cells(device):  # O67
     assert got.tolist() == [[0, 0], [12, 21], [23, 41]]
 
 
+@pytest.mark.parametrize("width", [70, 72])  # one, or four channels at a time
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_bilinear_features(device, maps, dtype):
+def test_bilinear_features(device, maps, dtype, width):
     _, starts, size, image = maps
-    table = torch.randn(22, 70).to(dtype)
+    table = torch.randn(22, width).to(dtype)
     camera, xy = everything(image)
     args = [x.to(device) for x in (table, starts, size, image, camera, xy)]
     got = gather_features(*args, mode="bilinear").cpu()
-    want = torch.empty(len(xy), 70, dtype=torch.float64)
+    want = torch.empty(len(xy), width, dtype=torch.float64)
     for i, (w, h) in enumerate(size.tolist()):
-        whole = table[starts[i] : starts[i] + w * h].double().view(h, w, 70).permute(2, 0, 1)[None]
+        whole = table[starts[i] : starts[i] + w * h].double().view(h, w, width).permute(2, 0, 1)[None]
         mine = camera == i
         grid = (2 * xy[mine].double() / image[i] - 1)[None, None]
         sampled = torch.nn.functional.grid_sample(
@@ -160,6 +161,28 @@ def test_bilinear_features(device, maps, dtype):
         )
         want[mine] = sampled[0, :, 0].T
     assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_maps_may_begin_anywhere_in_memory(device, maps, mode, dtype):
+    _, starts, size, image = maps
+    whole = torch.randn(22 * 72 + 1, device=device).to(dtype)
+    camera, xy = everything(image)
+    rest = [x.to(device) for x in (starts, size, image, camera, xy)]
+    askew = whole[1:].view(22, 72)
+    assert torch.equal(gather_features(askew, *rest, mode), gather_features(askew.clone(), *rest, mode))
+
+
+def test_a_pixel_on_the_border_of_two_cells_is_in_the_second(device):
+    """Also where image / map is a whole number that map / image rounds away from."""
+    for cell in (3, 7, 11, 14, 49):
+        cells = 97
+        table = torch.arange(cells, dtype=torch.float32, device=device)[:, None]
+        xy = torch.stack([torch.arange(cells) * cell + 0.5, torch.full((cells,), 0.5)], 1).to(device)
+        zeros = torch.zeros(cells, dtype=torch.int64, device=device)
+        size, image = (torch.tensor([[n, 1]], device=device) for n in (cells, cells * cell))
+        assert gather_features(table, zeros[:1], size, image, zeros, xy)[:, 0].tolist() == list(range(cells))
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])

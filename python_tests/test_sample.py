@@ -93,7 +93,8 @@ def test_stratified_edges(
     close(t, t_from_s(s.double().cpu(), near.double().cpu(), far.double().cpu()), rtol=1e-4)
 
 
-def test_known_stratified_distances(device):  # O28, O29
+def test_known_stratified_distances():  # O28, O29; in double, so on the CPU
+    device = torch.device("cpu")
     s = edges_of(0.25, 4)[None].to(device)
     want = [[0.110906, 0.415437, 0.902687, 1.639176, 5.443101]]
     close(t_from_s(s, *(x.double() for x in planes(device)), "piecewise"), want)
@@ -101,6 +102,20 @@ def test_known_stratified_distances(device):  # O28, O29
         t_from_s(s, *(x.double() for x in planes(device, 2.0, 6.0)), "uniform"),
         [[2.125, 2.75, 3.75, 4.75, 5.625]],
     )
+
+
+def test_far_distances_are_exact(device):
+    """Where the reference loses digits to 1 - g (999.953 for 1000)."""
+    _, t = sample_spaced(*planes(device), 4)
+    close(t[:, -1], [1000.0], rtol=3e-7)
+    close(sample_spaced(*planes(device, far=1e6), 4)[1][:, -1], [1e6], rtol=3e-7)
+
+
+def test_s_stays_within_the_ray(device):
+    near, far = planes(device, 1.0, 2.0, rays=2)
+    far[1] = 1.0
+    s = s_from_t(torch.tensor([[0.5, 1, 2, 3], [0.5, 1, 2, 3]], device=device), near, far)
+    assert s.tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -192,6 +207,50 @@ def test_annealing(device):  # O36
     close(call(w, 0.5), call(w.sqrt(), None).cpu())
     close(call(w, 0.3), call(w**0.3, None).cpu())
     assert torch.equal(call(w, 1.0), call(w, None))
+
+
+def test_sharpening_is_a_power(device):
+    """Over the whole range of exponents and weights: in a histogram of two, one draw tells their ratio."""
+    w = torch.logspace(-25, 0, 2000, device=device)
+    for exponent in (1e-3, 0.0099108, 0.1, 0.5, 0.9, 0.999):
+        pair = torch.stack([w, torch.ones_like(w)], 1)
+        anneal = torch.tensor([exponent], device=device)
+        s = sample_pdf(
+            even(device, 2, 2000), pair, *planes(device, rays=2000), 1, anneal=anneal, padding=0.0
+        )[0]
+        sharp = w.double().cpu() ** exponent
+        target, total = 0.25 * (sharp + 1), sharp + 1  # the first of two edges
+        want = torch.where(target < sharp, target / sharp / 2, 0.5 + (target - sharp) / 2)
+        assert total.min() >= 1
+        close(s[:, 0], want, atol=1e-6, rtol=1e-6)
+
+
+def test_weights_that_are_no_numbers_count_as_none(device):
+    for wrong in (float("nan"), float("inf"), -1.0, 1e-40):
+        for anneal in (None, torch.tensor([0.5], device=device)):
+            settings = {"anneal": anneal, "padding": 0.0}
+            assert torch.equal(
+                drawn(device, [1, wrong, 2], 9, **settings), drawn(device, [1, 0.0, 2], 9, **settings)
+            )
+
+
+@pytest.mark.parametrize("bins", [1024, 4096])  # more than fits into the shared memory a kernel has unasked
+def test_long_histograms(device, bins):
+    w = torch.rand(5, bins) ** 4
+    near, far = planes(device, 0.0, 1.0, rays=5)
+    got = sample_pdf(even(device, bins, 5), w.to(device), near, far, 200, "uniform", padding=0.0)[0]
+    cdf = torch.nn.functional.pad(w.double().cumsum(1) / w.double().sum(1, keepdim=True), (1, 0))
+    reached = got.double().cpu() * bins
+    low = reached.long().clamp(0, bins - 1)
+    share = cdf.gather(1, low) + (reached - low) * (cdf.gather(1, low + 1) - cdf.gather(1, low))
+    close(share, ((torch.arange(201) + 0.5) / 201).expand(5, -1), atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_too_long_a_histogram_is_refused_on_cuda():
+    near, far = planes("cuda")
+    with pytest.raises(ValueError, match="at most 4096 bins"):
+        sample_pdf(even("cuda", 4097), torch.ones(1, 4097, device="cuda"), near, far, 8)
 
 
 def test_golden_draws(device):

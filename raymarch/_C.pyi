@@ -125,6 +125,17 @@ def sample_pdf(
     /,
 ) -> None: ...
 
+# Normalised distances s as distances t in a spacing between near and far, or (inverse) the way back.
+def sample_distances(
+    from_: Array,
+    near: Array,
+    far: Array,
+    to: Array,
+    spacing: int,
+    inverse: bool,
+    /,
+) -> None: ...
+
 # Midpoints of intervals along rays.
 def positions_forward(origins: Array, directions: Array, t: Array, x: Array, /) -> None: ...
 def positions_backward(t: Array, grad_x: Array, grad_origins: Array, grad_directions: Array, /) -> None: ...
@@ -339,6 +350,48 @@ def composite_backward(
     grad_feature: Array | None,
     /,
 ) -> None: ...
+
+# Losses, one number per ray. Interlevel: the fine weights in excess of what proposal weights allow.
+def interlevel_forward(s: Array, w: Array, s_proposal: Array, w_proposal: Array, loss: Array, /) -> None: ...
+def interlevel_backward(
+    s: Array,
+    w: Array,
+    s_proposal: Array,
+    w_proposal: Array,
+    grad_loss: Array,
+    grad_w_proposal: Array,
+    /,
+) -> None: ...
+
+# Distortion: how far weights lie from each other.
+def distortion_forward(s: Array, w: Array, loss: Array, /) -> None: ...
+def distortion_backward(s: Array, w: Array, grad_loss: Array, grad_w: Array, /) -> None: ...
+
+# Orientation: weights of normals that face away from the camera.
+def orientation_forward(w: Array, normals: Array, directions: Array, loss: Array, /) -> None: ...
+def orientation_backward(
+    w: Array,
+    normals: Array,
+    directions: Array,
+    grad_loss: Array,
+    grad_w: Array | None,
+    grad_normals: Array | None,
+    grad_directions: Array | None,
+    /,
+) -> None: ...
+
+# Predicted normals: one minus the cosine between predictions and normals, weighted.
+def predicted_normals_forward(w: Array, normals: Array, predicted: Array, loss: Array, /) -> None: ...
+def predicted_normals_backward(
+    w: Array,
+    normals: Array,
+    grad_loss: Array,
+    grad_predicted: Array,
+    /,
+) -> None: ...
+
+# A colour per ray, even in 0 .. 1, to put behind what is seen. `counter` is (seed, step).
+def random_colour(counter: Array, colour: Array, stream: int, /) -> None: ...
 
 # One step of Adam on a flat parameter, in place. Learning rate, step count (from 1) and whether to step at
 # all live on the device, so that a CUDA graph can replay it. A gradient that is not finite is not applied and

@@ -39,5 +39,7 @@ CASES = {
     "uncontract": Case(
         uncontract, _uncontract, _contracted, bytes_per_ray=24, differentiable=(0,), tolerance=1e-5
     ),
-    "contract_unit": Case(contract_unit, _contract_unit, _points("linf"), bytes_per_ray=24, differentiable=(0,)),
+    "contract_unit": Case(
+        contract_unit, _contract_unit, _points("linf"), bytes_per_ray=24, differentiable=(0,)
+    ),
 }

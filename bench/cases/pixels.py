@@ -29,7 +29,9 @@ def random_bits(seed: int, step: int, stream: int, index: int) -> int:
 def _draw(counter: Tensor, starts: Tensor, widths: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     seed, step = counter.tolist()
     total = int(starts[-1])
-    index = torch.tensor([random_bits(seed, step, 0, i) * total >> 64 for i in range(count)], dtype=torch.int64)
+    index = torch.tensor(
+        [random_bits(seed, step, 0, i) * total >> 64 for i in range(count)], dtype=torch.int64
+    )
     camera = torch.searchsorted(starts, index, right=True) - 1
     place = index - starts[camera]
     xy = torch.stack([place % widths[camera], place // widths[camera]], -1) + 0.5
@@ -66,7 +68,10 @@ def _lookups(n: int):
 
 CASES = {
     "draw_pixels": Case(
-        draw_pixels, _draw, lambda n: (torch.tensor([3, 5]), STARTS, SIZES[:, 0].contiguous(), n), bytes_per_ray=24
+        draw_pixels,
+        _draw,
+        lambda n: (torch.tensor([3, 5]), STARTS, SIZES[:, 0].contiguous(), n),
+        bytes_per_ray=24,
     ),
     "gather_pixels": Case(
         gather_pixels,

@@ -36,7 +36,9 @@ def _spaced(near: Tensor, far: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     return s, _piecewise(s, near, far)
 
 
-def _pdf(s: Tensor, weights: Tensor, near: Tensor, far: Tensor, samples: int, *settings) -> tuple[Tensor, Tensor]:
+def _pdf(
+    s: Tensor, weights: Tensor, near: Tensor, far: Tensor, samples: int, *settings
+) -> tuple[Tensor, Tensor]:
     w = (weights ** settings[4] if settings else weights) + 0.01
     cdf = torch.nn.functional.pad((w / w.sum(-1, keepdim=True)).cumsum(-1), (1, 0)).clamp_max(1)
     edges = samples + 1

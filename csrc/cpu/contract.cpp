@@ -27,20 +27,24 @@ RM_CLONES void contract_block(int64_t norm, int count, const real* x, real* y) {
   each_norm(norm, count, [&](int64_t norm, int i) { store3(y, i, contract(norm, load3(x, i))); });
 }
 RM_CLONES void contract_block_vjp(int64_t norm, int count, const real* x, const real* grad_y, real* grad_x) {
-  each_norm(norm, count,
-            [&](int64_t norm, int i) { store3(grad_x, i, contract_vjp(norm, load3(x, i), load3(grad_y, i))); });
+  each_norm(norm, count, [&](int64_t norm, int i) {
+    store3(grad_x, i, contract_vjp(norm, load3(x, i), load3(grad_y, i)));
+  });
 }
 RM_CLONES void uncontract_block(int64_t norm, int count, const real* y, real* x) {
   each_norm(norm, count, [&](int64_t norm, int i) { store3(x, i, uncontract(norm, load3(y, i))); });
 }
-RM_CLONES void uncontract_block_vjp(int64_t norm, int count, const real* y, const real* grad_x, real* grad_y) {
-  each_norm(norm, count,
-            [&](int64_t norm, int i) { store3(grad_y, i, uncontract_vjp(norm, load3(y, i), load3(grad_x, i))); });
+RM_CLONES void uncontract_block_vjp(int64_t norm, int count, const real* y, const real* grad_x,
+                                    real* grad_y) {
+  each_norm(norm, count, [&](int64_t norm, int i) {
+    store3(grad_y, i, uncontract_vjp(norm, load3(y, i), load3(grad_x, i)));
+  });
 }
 RM_CLONES void contract_unit_block(int64_t norm, int count, const real* x, real* y) {
   each_norm(norm, count, [&](int64_t norm, int i) { store3(y, i, contract_unit(norm, load3(x, i))); });
 }
-RM_CLONES void contract_unit_block_vjp(int64_t norm, int count, const real* x, const real* grad_y, real* grad_x) {
+RM_CLONES void contract_unit_block_vjp(int64_t norm, int count, const real* x, const real* grad_y,
+                                       real* grad_x) {
   each_norm(norm, count, [&](int64_t norm, int i) {
     store3(grad_x, i, contract_unit_vjp(norm, load3(x, i), load3(grad_y, i)));
   });
@@ -77,8 +81,8 @@ void uncontract_forward(Cpu, In<real, kPoints, 3> y, Out<real, kPoints, 3> x, in
   for_blocks(uncontract_block, norm, y, x);
 }
 
-void uncontract_backward(Cpu, In<real, kPoints, 3> y, In<real, kPoints, 3> grad_x, Out<real, kPoints, 3> grad_y,
-                         int64_t norm) {
+void uncontract_backward(Cpu, In<real, kPoints, 3> y, In<real, kPoints, 3> grad_x,
+                         Out<real, kPoints, 3> grad_y, int64_t norm) {
   for_blocks(uncontract_block_vjp, norm, y, grad_x, grad_y);
 }
 

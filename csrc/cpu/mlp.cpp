@@ -26,13 +26,9 @@ struct Chunks {
 
 Network network(In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
                 int64_t outputs) {
-  require(hidden >= 16 && hidden <= 128 && hidden % 16 == 0, "hidden must be 16, 32, .. 128");
-  require(layers >= 1 && layers <= 4, "layers must be 1, 2, 3 or 4");
-  const Network net{int(x.size[1]), int(hidden), int(layers), int(outputs)};
-  require(net.inputs >= 1 && net.inputs <= 256, "x must have 1 to 256 columns");
-  require(net.outputs >= 1 && net.outputs <= 128, "outputs must be 1 to 128");
-  require(params.size[0] == net.parameters(), "params has not as many numbers as the widths ask for");
-  return net;
+  const char* why = problem(x.size[1], hidden, layers, outputs, params.size[0]);
+  require(!why, why);
+  return {int(x.size[1]), int(hidden), int(layers), int(outputs)};
 }
 
 std::vector<real> transposed(const Network& net, const real* params) {

@@ -54,7 +54,7 @@ void gather_features(Cpu, Payload<kEntries, kChannels> maps, In<int64_t, kCamera
       const int64_t start = map_starts.data[image];
       require(start >= 0 && width > 0 && height > 0 && start + width * height <= maps.size[0],
               "map_starts and map_size reach outside the maps");
-      const int64_t *size = image_size.data + 2 * image;
+      const int64_t* size = image_size.data + 2 * image;
       const float x = xy.data[2 * ray], y = xy.data[2 * ray + 1];
       const auto cell = [&](int64_t row, int64_t column) {
         return maps.data + (start + row * width + column) * channels;

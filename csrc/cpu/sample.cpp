@@ -30,7 +30,8 @@ inline void each_edge(int64_t spacing, int edges, const Body& body) {
   }
 }
 
-RM_CLONES void distances(int64_t spacing, Interval ends, int edges, const real* __restrict s, real* __restrict t) {
+RM_CLONES void distances(int64_t spacing, Interval ends, int edges, const real* __restrict s,
+                         real* __restrict t) {
   each_edge(spacing, edges, [&](int64_t spacing, int j) { t[j] = t_from_s(spacing, ends, s[j]); });
 }
 RM_CLONES void normalised(int64_t spacing, Interval ends, int edges, const real* __restrict t,
@@ -49,7 +50,7 @@ RM_CLONES void jittered_edges(int bins, real jitter, real* s) {
 RM_CLONES void cumulate(int bins, const real* __restrict weights, real exponent, real padding,
                         real* __restrict upto) {
   if (exponent == 1)
-    for (int i = 0; i < bins; ++i) upto[i] = annealed(weights[i], 1, padding);
+    for (int i = 0; i < bins; ++i) upto[i] = padded(weights[i], padding);
   else
     for (int i = 0; i < bins; ++i) upto[i] = annealed(weights[i], exponent, padding);
   real sum = 0;
@@ -63,8 +64,8 @@ RM_CLONES void spread_targets(int edges, real jitter, real total, real* targets)
   for (int k = 0; k < edges; ++k) targets[k] = spread(k, edges, jitter) * total;
 }
 
-// Finds each target's bin without a search or a branch: target k lies in the k-th of `edges` equal parts of the
-// total, so a bin's end needs only one comparison to say which targets are beyond it.
+// Finds each target's bin without a search or a branch: target k lies in the k-th of `edges` equal parts of
+// the total, so a bin's end needs only one comparison to say which targets are beyond it.
 void invert(int bins, const real* upto, const real* e, int edges, const real* targets, real* s) {
   static thread_local std::vector<int> steps;  // by how many bins a target is further than the one before
   steps.assign(size_t(edges) + 1, 0);
@@ -153,8 +154,8 @@ void sample_spaced(Cpu, In<real, kRays> near, In<real, kRays> far, Maybe<In<int6
 
 void sample_pdf(Cpu, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weights, In<real, kRays> near,
                 In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
-                Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing, int64_t jitter,
-                int64_t stream, double padding) {
+                Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing,
+                int64_t jitter, int64_t stream, double padding) {
   require_sampling(spacing, jitter, bool(counter));
   require(s.size[1] == weights.size[1] + 1, "s must have one edge more than weights has samples");
   require(weights.size[1] >= 1 && s_new.size[1] >= 2, "needs at least one sample per ray");
@@ -184,17 +185,18 @@ void sample_distances(Cpu, In<real, kRays, kEdges> from, In<real, kRays> near, I
   const int64_t edges = from.size[1];
   parallel_for(near.size[0], 4 * edges, [&](int64_t ray) {
     const Interval ends = warped_interval(spacing, near.data[ray], far.data[ray]);
-    (inverse ? normalised : distances)(spacing, ends, int(edges), from.data + ray * edges, to.data + ray * edges);
+    (inverse ? normalised : distances)(spacing, ends, int(edges), from.data + ray * edges,
+                                       to.data + ray * edges);
   });
 }
 
-void positions_forward(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays, kEdges> t,
-                       Out<real, kRays, kSamples, 3> x) {
+void positions_forward(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
+                       In<real, kRays, kEdges> t, Out<real, kRays, kSamples, 3> x) {
   require(t.size[1] == x.size[1] + 1, "t must have one edge more than there are samples");
   const int64_t samples = x.size[1];
   parallel_for(t.size[0], 4 * samples, [&](int64_t ray) {
-    midpoints(load3(origins.data, ray), load3(directions.data, ray), int(samples), t.data + ray * (samples + 1),
-              x.data + 3 * ray * samples);
+    midpoints(load3(origins.data, ray), load3(directions.data, ray), int(samples),
+              t.data + ray * (samples + 1), x.data + 3 * ray * samples);
   });
 }
 

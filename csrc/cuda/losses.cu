@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // The warp's slice of shared memory holds the derivative by each fine bin's bound; each proposal bin then
 // gathers those of the fine bins that touch it. Nothing is scattered, so the sum has one order.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 12)
     interlevel_backward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                                In<real, kRays> grad_loss, Out<real, kRays, kSamples> grad_w_proposal) {
   extern __shared__ real shared[];

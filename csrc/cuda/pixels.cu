@@ -10,8 +10,8 @@ constexpr int kThreads = 256;
 // One thread per ray. Without any pixel to draw, which only the device knows, all numbers are 0.
 __global__ void __launch_bounds__(kThreads)
     draw_pixels_kernel(In<int64_t, 2> counter, In<int64_t, kEdges> starts, In<int64_t, kCameras> widths,
-                       Maybe<In<int64_t, kEntries>> valid, Out<int64_t, kRays> camera, Out<float, kRays, 2> xy,
-                       Out<int64_t, kRays> index, int64_t stream) {
+                       Maybe<In<int64_t, kEntries>> valid, Out<int64_t, kRays> camera,
+                       Out<float, kRays, 2> xy, Out<int64_t, kRays> index, int64_t stream) {
   const int64_t ray = item(), cameras = widths.size[0];
   if (ray >= camera.size[0]) return;
   const uint64_t key = random_key(counter.data[0], counter.data[1], stream);
@@ -56,9 +56,10 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock)
   To* out = reinterpret_cast<To*>(feature.data) + ray * packs;
   const int64_t image = camera.data[ray];
   const bool known = image >= 0 && image < map_size.size[0];
-  const int64_t width = known ? map_size.data[2 * image] : 0, height = known ? map_size.data[2 * image + 1] : 0;
+  const int64_t width = known ? map_size.data[2 * image] : 0,
+                height = known ? map_size.data[2 * image + 1] : 0;
   const int64_t start = known ? map_starts.data[image] : 0;
-  if (width * height == 0 || start < 0 || start + width * height > maps.size[0]) {
+  if (width <= 0 || height <= 0 || start < 0 || start + width * height > maps.size[0]) {
     for (int64_t c = lane(); c < feature.size[1]; c += 32) feature.data[ray * feature.size[1] + c] = nanf("");
     return;
   }
@@ -100,8 +101,8 @@ void draw_pixels(Cuda q, In<int64_t, 2> counter, In<int64_t, kEdges> starts, In<
                  Out<int64_t, kRays> index, int64_t stream) {
   require(starts.size[0] == widths.size[0] + 1, "starts must have one number more than widths");
   require(widths.size[0] > 0 && (!valid || valid.size[0] > 0), "there are no pixels to draw from");
-  launch("draw_pixels", draw_pixels_kernel, blocks(camera.size[0], kThreads), kThreads, q, counter, starts, widths,
-         valid, camera, xy, index, stream);
+  launch("draw_pixels", draw_pixels_kernel, blocks(camera.size[0], kThreads), kThreads, q, counter, starts,
+         widths, valid, camera, xy, index, stream);
 }
 
 void gather_pixels(Cuda q, In<uint8_t, kBytes> images, In<int64_t, kRays> index,

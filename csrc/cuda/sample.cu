@@ -8,17 +8,18 @@
 namespace raymarch {
 
 constexpr int kThreads = 32 * kWarpsPerBlock;
-constexpr int64_t kMostBins = 4096;  // of a cumulative sum in shared memory: 64 KB per block, which sm_80 up have
+constexpr int64_t kMostBins =
+    4096;  // of a cumulative sum in shared memory: 64 KB per block, which sm_80 up have
 
 __device__ __forceinline__ real midpoint(const real* t, int i) { return real(0.5) * (t[i] + t[i + 1]); }
 
-// One warp per ray, in every kernel of this file: what is known per ray is computed once per lane, and no thread
-// divides to find its ray.
+// One warp per ray, in every kernel of this file: what is known per ray is computed once per lane, and no
+// thread divides to find its ray.
 
 __global__ void __launch_bounds__(kThreads)
     sample_spaced_kernel(In<real, kRays> near, In<real, kRays> far, Maybe<In<int64_t, 2>> counter,
-                         Out<real, kRays, kEdges> s, Out<real, kRays, kEdges> t, int64_t spacing, int64_t jitter,
-                         int64_t stream) {
+                         Out<real, kRays, kEdges> s, Out<real, kRays, kEdges> t, int64_t spacing,
+                         int64_t jitter, int64_t stream) {
   const int64_t ray = warp();
   const int edges = int(s.size[1]), bins = edges - 1;
   if (ray >= near.size[0]) return;
@@ -36,8 +37,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The warp's part of shared memory holds the cumulative sum, which every new edge searches. Its running maximum
-// is taken, since sums of different grouping may round to a decrease.
+// The warp's part of shared memory holds the cumulative sum, which every new edge searches. Its running
+// maximum is taken, since sums of different grouping may round to a decrease.
 __global__ void __launch_bounds__(kThreads)
     sample_pdf_kernel(In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weights, In<real, kRays> near,
                       In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
@@ -54,14 +55,17 @@ __global__ void __launch_bounds__(kThreads)
   real carry = real(0);
   for (int k = 0; k < bins; k += 32) {
     const int i = k + lane();
-    const real mass = i < bins ? annealed(w[i], exponent, padding) : real(0);
+    const real weight = i < bins ? w[i] : real(0);
+    const real whole = exponent == 1 ? padded(weight, padding) : annealed(weight, exponent, padding);
+    const real mass = i < bins ? whole : real(0);
     const real sum = warp_inclusive_max(carry + warp_inclusive_sum(mass));
     if (i < bins) upto[i] = sum;
     carry = from_lane(sum, 31);
   }
   __syncwarp();
 
-  const real missing = fmaxf(real(0), kLeastMass - carry), total = carry + missing, each = missing / real(bins);
+  const real missing = fmaxf(real(0), kLeastMass - carry), total = carry + missing,
+             each = missing / real(bins);
   const auto mass_before = [&](int i) { return i > 0 ? upto[i - 1] + each * real(i) : real(0); };
   const Interval ends = warped_interval(spacing, near.data[ray], far.data[ray]);
   const uint64_t key = jitter ? random_key(counter.data[0], counter.data[1], stream) : 0;
@@ -94,8 +98,8 @@ __global__ void __launch_bounds__(kThreads)
     to.data[i] = inverse ? s_from_t(spacing, ends, from.data[i]) : t_from_s(spacing, ends, from.data[i]);
 }
 
-// Vectors of up to 32 lanes to and from consecutive memory, by way of 96 numbers of shared memory, so that every
-// transaction is whole. `live` lanes have one.
+// Vectors of up to 32 lanes to and from consecutive memory, by way of 96 numbers of shared memory, so that
+// every transaction is whole. `live` lanes have one.
 __device__ __forceinline__ void store3_warp(real* tile, real* to, int live, Vec3 v) {
   store3(tile, lane(), v);
   __syncwarp();
@@ -109,11 +113,13 @@ __device__ __forceinline__ Vec3 load3_warp(real* tile, const real* from, int liv
   __syncwarp();
   return v;
 }
-__device__ __forceinline__ int live_lanes(int samples, int from) { return samples - from < 32 ? samples - from : 32; }
+__device__ __forceinline__ int live_lanes(int samples, int from) {
+  return samples - from < 32 ? samples - from : 32;
+}
 
 __global__ void __launch_bounds__(kThreads)
-    positions_forward_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays, kEdges> t,
-                             Out<real, kRays, kSamples, 3> x) {
+    positions_forward_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions,
+                             In<real, kRays, kEdges> t, Out<real, kRays, kSamples, 3> x) {
   __shared__ real tiles[kWarpsPerBlock][96];
   real* tile = tiles[threadIdx.x / 32];
   const int64_t ray = warp();
@@ -142,7 +148,8 @@ __global__ void __launch_bounds__(kThreads)
   const real* edges = t.data + ray * t.size[1];
   for (int k = 0; k < samples; k += 32) {
     const int live = live_lanes(samples, k), i = k + (lane() < live ? lane() : 0);
-    store3_warp(tile, y.data + 3 * (ray * samples + k), live, contract_unit(norm, o + midpoint(edges, i) * d));
+    store3_warp(tile, y.data + 3 * (ray * samples + k), live,
+                contract_unit(norm, o + midpoint(edges, i) * d));
   }
 }
 
@@ -172,8 +179,8 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     sample_unit_positions_backward_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                                           In<real, kRays, kEdges> t, In<real, kRays, kSamples, 3> grad_y,
-                                          Out<real, kRays, 3> grad_origins, Out<real, kRays, 3> grad_directions,
-                                          int64_t norm) {
+                                          Out<real, kRays, 3> grad_origins,
+                                          Out<real, kRays, 3> grad_directions, int64_t norm) {
   __shared__ real tiles[kWarpsPerBlock][96];
   real* tile = tiles[threadIdx.x / 32];
   const int64_t ray = warp();
@@ -208,14 +215,14 @@ void sample_spaced(Cuda q, In<real, kRays> near, In<real, kRays> far, Maybe<In<i
                    int64_t stream) {
   require_sampling(spacing, jitter, bool(counter));
   require(s.size[1] >= 2, "needs at least one sample per ray");
-  launch("sample_spaced", sample_spaced_kernel, blocks(s.size[0], kWarpsPerBlock), kThreads, q, near, far, counter,
-         s, t, spacing, jitter, stream);
+  launch("sample_spaced", sample_spaced_kernel, blocks(s.size[0], kWarpsPerBlock), kThreads, q, near, far,
+         counter, s, t, spacing, jitter, stream);
 }
 
 void sample_pdf(Cuda q, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weights, In<real, kRays> near,
                 In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
-                Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing, int64_t jitter,
-                int64_t stream, double padding) {
+                Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing,
+                int64_t jitter, int64_t stream, double padding) {
   require_sampling(spacing, jitter, bool(counter));
   require(s.size[1] == weights.size[1] + 1, "s must have one edge more than weights has samples");
   require(weights.size[1] >= 1 && s_new.size[1] >= 2, "needs at least one sample per ray");
@@ -228,29 +235,29 @@ void sample_pdf(Cuda q, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> we
 void sample_distances(Cuda q, In<real, kRays, kEdges> from, In<real, kRays> near, In<real, kRays> far,
                       Out<real, kRays, kEdges> to, int64_t spacing, bool inverse) {
   require_sampling(spacing, kNoJitter, false);
-  launch("sample_distances", sample_distances_kernel, blocks(from.size[0], kWarpsPerBlock), kThreads, q, from, near,
-         far, to, spacing, inverse);
+  launch("sample_distances", sample_distances_kernel, blocks(from.size[0], kWarpsPerBlock), kThreads, q, from,
+         near, far, to, spacing, inverse);
 }
 
 void positions_forward(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                        In<real, kRays, kEdges> t, Out<real, kRays, kSamples, 3> x) {
   require(t.size[1] == x.size[1] + 1, "t must have one edge more than there are samples");
-  launch("positions_forward", positions_forward_kernel, blocks(x.size[0], kWarpsPerBlock), kThreads, q, origins,
-         directions, t, x);
+  launch("positions_forward", positions_forward_kernel, blocks(x.size[0], kWarpsPerBlock), kThreads, q,
+         origins, directions, t, x);
 }
 
 void positions_backward(Cuda q, In<real, kRays, kEdges> t, In<real, kRays, kSamples, 3> grad_x,
                         Out<real, kRays, 3> grad_origins, Out<real, kRays, 3> grad_directions) {
   require(t.size[1] == grad_x.size[1] + 1, "t must have one edge more than there are samples");
-  launch("positions_backward", positions_backward_kernel, blocks(t.size[0], kWarpsPerBlock), kThreads, q, t, grad_x,
-         grad_origins, grad_directions);
+  launch("positions_backward", positions_backward_kernel, blocks(t.size[0], kWarpsPerBlock), kThreads, q, t,
+         grad_x, grad_origins, grad_directions);
 }
 
 void sample_unit_positions_forward(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                                    In<real, kRays, kEdges> t, Out<real, kRays, kSamples, 3> y, int64_t norm) {
   require(t.size[1] == y.size[1] + 1, "t must have one edge more than there are samples");
-  launch("sample_unit_positions_forward", sample_unit_positions_forward_kernel, blocks(t.size[0], kWarpsPerBlock),
-         kThreads, q, origins, directions, t, y, norm);
+  launch("sample_unit_positions_forward", sample_unit_positions_forward_kernel,
+         blocks(t.size[0], kWarpsPerBlock), kThreads, q, origins, directions, t, y, norm);
 }
 
 void sample_unit_positions_backward(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions,

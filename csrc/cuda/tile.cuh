@@ -26,7 +26,8 @@ __device__ __forceinline__ float tf32(float x) {
 }
 
 __device__ __forceinline__ void mma(float (&c)[4], const float (&a)[4], float b0, float b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
@@ -64,9 +65,9 @@ struct Walk {
   int rows_, rest_;
 };
 
-// A weight matrix [rows, columns] in shared memory, rounded to TF32, in blocks of 32 columns: the distance of rows
-// is then known to the compiler. Within 32 columns groups of four are exchanged so that no two lanes meet in a
-// bank, whether a product reads along rows or down columns.
+// A weight matrix [rows, columns] in shared memory, rounded to TF32, in blocks of 32 columns: the distance of
+// rows is then known to the compiler. Within 32 columns groups of four are exchanged so that no two lanes
+// meet in a bank, whether a product reads along rows or down columns.
 struct Staged {
   const float* weights;
   int padded_rows;
@@ -89,9 +90,9 @@ struct Unstaged {
   int rows, columns;
 
   __device__ __forceinline__ float one(int row, int column) const {
-    int stride = columns;
-    asm volatile("" : "+r"(stride));  // or the compiler keeps the addresses of whole columns in registers
-    return row < rows && column < columns ? tf32(__ldg(weights + row * stride + column)) : 0.f;
+    int at = row < rows && column < columns ? row * columns + column : -1;
+    asm volatile("" : "+r"(at));  // keeps the order: or the compiler fetches whole columns ahead, and spills
+    return at >= 0 ? tf32(__ldg(weights + at)) : 0.f;
   }
   __device__ __forceinline__ float4 along(int row, int column) const {
     return {one(row, column), one(row, column + 1), one(row, column + 2), one(row, column + 3)};
@@ -139,8 +140,7 @@ __device__ __forceinline__ void set_quad(float (&even)[4], float (&odd)[4], int 
 // sum += a W^T over one group of 16 inputs, for kTiles / 2 groups of outputs from `first` on.
 template <int kTiles, int kM, class Weights>
 __device__ __forceinline__ void forward_step(const float (&even)[kM][4], const float (&odd)[kM][4],
-                                             Weights weights, int first, int group,
-                                             Tiles<kTiles, kM>& sum) {
+                                             Weights weights, int first, int group, Tiles<kTiles, kM>& sum) {
   const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
@@ -155,8 +155,7 @@ __device__ __forceinline__ void forward_step(const float (&even)[kM][4], const f
 // sum += a W over one group of 16 rows of W, for kTiles / 2 groups of its columns from `first` on.
 template <int kTiles, int kM, class Weights>
 __device__ __forceinline__ void backward_step(const float (&even)[kM][4], const float (&odd)[kM][4],
-                                              Weights weights, int first, int group,
-                                              Tiles<kTiles, kM>& sum) {
+                                              Weights weights, int first, int group, Tiles<kTiles, kM>& sum) {
   const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
   for (int s = 0; s < 2; ++s)

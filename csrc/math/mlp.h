@@ -21,4 +21,15 @@ struct Network {
   RM_HD int parameters() const { return offset(layers) + rows(layers) * columns(layers); }
 };
 
+// Why no kernel computes such a network; null where one does.
+inline const char* problem(int64_t inputs, int64_t hidden, int64_t layers, int64_t outputs,
+                           int64_t parameters) {
+  if (inputs < 1 || inputs > 256) return "x must have 1 to 256 columns";
+  if (hidden < 16 || hidden > 128 || hidden % 16) return "hidden must be a multiple of 16 from 16 to 128";
+  if (layers < 1 || layers > 4) return "layers must be 1, 2, 3 or 4";
+  if (outputs < 1 || outputs > 128) return "y must have 1 to 128 columns";
+  const Network net{int(inputs), int(hidden), int(layers), int(outputs)};
+  return parameters == net.parameters() ? nullptr : "params has not as many numbers as the widths ask for";
+}
+
 }  // namespace raymarch

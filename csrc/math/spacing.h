@@ -13,33 +13,42 @@ enum Jitter : int64_t { kNoJitter, kPerRay, kPerEdge, kJitters };
 
 constexpr real kNearest = real(1e-6);  // where disparity and logarithm, infinite at 0, take a ray to begin
 
-// A distance warped. Far away piecewise comes so close to 1 that only `rest` = 1 - g still tells distances apart.
+// A distance warped. Far away piecewise comes so close to 1 that only `rest` = 1 - g still tells distances
+// apart.
 struct Warped {
   real g, rest;
 };
 RM_HD Warped warp_distance(int64_t spacing, real t) {
   switch (spacing) {
-    case kLinearDisparity: return {1 / (t > kNearest ? t : kNearest), 0};
-    case kSqrt: return {std::sqrt(t > 0 ? t : 0), 0};
-    case kLog: return {std::log(t > kNearest ? t : kNearest), 0};
+    case kLinearDisparity:
+      return {1 / (t > kNearest ? t : kNearest), 0};
+    case kSqrt:
+      return {std::sqrt(t > 0 ? t : 0), 0};
+    case kLog:
+      return {std::log(t > kNearest ? t : kNearest), 0};
     case kPiecewise: {
       const real far = 1 / (2 * (t > 1 ? t : 1));
       return t < 1 ? Warped{t / 2, 1 - t / 2} : Warped{1 - far, far};
     }
-    default: return {t, 0};
+    default:
+      return {t, 0};
   }
 }
 
 RM_HD real unwarp_distance(int64_t spacing, Warped at) {
   switch (spacing) {
-    case kLinearDisparity: return 1 / at.g;
-    case kSqrt: return at.g * at.g;
-    case kLog: return std::exp(at.g);
+    case kLinearDisparity:
+      return 1 / at.g;
+    case kSqrt:
+      return at.g * at.g;
+    case kLog:
+      return std::exp(at.g);
     case kPiecewise: {
       const real far = 1 / (2 * at.rest);
       return at.g < real(0.5) ? 2 * at.g : far;
     }
-    default: return at.g;
+    default:
+      return at.g;
   }
 }
 

@@ -9,8 +9,8 @@ namespace raymarch {
 // A histogram lighter than this is filled up evenly, so that its cumulative sum can be inverted.
 constexpr real kLeastMass = real(1e-5);
 
-// base^exponent for a normal positive base and an exponent in [0, 1], to 4e-7 relative above 1e-30. The host's
-// float version has no calls and no branches, so a loop over bins is vectorised.
+// base^exponent for a normal positive base and an exponent in [0, 1], to 4e-7 relative above 1e-30. The
+// host's float version has no calls and no branches, so a loop over bins is vectorised.
 RM_HD real power(real base, real exponent) {
 #if RM_DOUBLE || defined(__CUDA_ARCH__)
   return std::exp2(exponent * std::log2(base));
@@ -23,19 +23,25 @@ RM_HD real power(real base, real exponent) {
   const float wanted = exponent * (float(whole) + 2.88539008f * artanh);
   // 2^wanted = 2^near e^(x log 2), |x| <= 1/2, by the first eight terms of the exponential series.
   const float near = (wanted + 0x1.8p23f) - 0x1.8p23f, x = 0.693147181f * (wanted - near);
-  const float series =
-      1 + x * (1 + x * (1 / 2.0f + x * (1 / 6.0f + x * (1 / 24.0f + x * (1 / 120.0f + x * (1 / 720.0f + x * (1 / 5040.0f)))))));
+  const float rest = 1 / 24.0f + x * (1 / 120.0f + x * (1 / 720.0f + x * (1 / 5040.0f)));
+  const float series = 1 + x * (1 + x * (1 / 2.0f + x * (1 / 6.0f + x * rest)));
   return bits_float(float_bits(series) + (uint32_t(int32_t(near)) << 23));
 #endif
 }
 
-// What a bin's weight counts for: sharpened by the annealing exponent, and padded so that no bin is out of
-// reach. 0^0 is 1; weights that are negative, below the normal numbers, infinite or no number count as 0.
+// Whether a weight counts; those that are negative, below the normal numbers, infinite or no number are as 0.
+RM_HD bool counts(real weight) {
+  return (weight >= std::numeric_limits<real>::min()) & (weight <= std::numeric_limits<real>::max());
+}
+
+// The mass of a bin: its weight, and a padding so that no bin is out of reach.
+RM_HD real padded(real weight, real padding) { return (counts(weight) ? weight : real(0)) + padding; }
+
+// The same with the weight sharpened by the annealing exponent; 0^0 is 1.
 RM_HD real annealed(real weight, real exponent, real padding) {
-  const bool counts = weight >= std::numeric_limits<real>::min() && weight <= std::numeric_limits<real>::max();
-  const real base = counts ? weight : real(1);
-  const real sharpened = exponent == 1 ? base : power(base, exponent);
-  return (counts || exponent == 0 ? sharpened : real(0)) + padding;
+  const real none = exponent == 0 ? real(1) : real(0);
+  const real sharpened = power(counts(weight) ? weight : real(1), exponent);
+  return (counts(weight) ? sharpened : none) + padding;
 }
 
 // Where the cumulative sum reaches `target` inside one bin, between edges s0, s1 with sums c0, c1.

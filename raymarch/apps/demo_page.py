@@ -89,8 +89,11 @@ def pictures(result: DemoResult) -> Pictures:
 
 
 def curves(result: DemoResult) -> list[Series]:
-    names = list(result.curve[0].losses)
-    return [Series(n, [(p.step, p.losses[n]) for p in result.curve if p.losses[n] > 0]) for n in names]
+    found = []
+    for name in result.curve[0].losses:
+        known = [p for p in result.curve if p.losses[name] > 0]
+        found.append(Series(name, [p.step for p in known], [p.losses[name] for p in known]))
+    return found
 
 
 def facts(result: DemoResult) -> list[tuple[str, object]]:

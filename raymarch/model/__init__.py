@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -12,7 +12,8 @@ from raymarch.model.poses import Poses, PosesConfig
 from raymarch.model.rays import RaysConfig, generate
 from raymarch.model.renderer import Renderer, RendererConfig
 from raymarch.model.sampler import Sampler, SamplerConfig
-from raymarch.types import Cameras, Pixels, Rendering
+from raymarch.ops.losses import scale_gradients
+from raymarch.types import Cameras, Field, Pixels, Rendering, Samples
 
 # What a rendering may hold besides rgb. `depth` stands for median and expected depth.
 HEADS = ("rgb", "depth", "opacity", "normals", "predicted_normals", "feature")
@@ -26,6 +27,12 @@ class ModelConfig:
     fields: FieldsConfig = FieldsConfig()
     renderer: RendererConfig = RendererConfig()
     losses: LossesConfig = LossesConfig()
+
+
+def calmed(field: Field, samples: Samples) -> Field:
+    """The same field, whose gradients shrink near the camera (Philip and Deschaintre 2023)."""
+    colour = None if field.rgb is None else scale_gradients(field.rgb, samples.t)
+    return replace(field, density=scale_gradients(field.density, samples.t), rgb=colour)
 
 
 class Model(nn.Module):
@@ -80,6 +87,8 @@ class Model(nn.Module):
             rays, list(self.fields.proposals), counter, anneal, train, update_proposals
         )
         field = self.fields(rays, samples, heads, train)
+        if train and self.config.losses.gradient_scaling:
+            field = calmed(field, samples)
         detach = self.config.fields.feature.detach_weights
         return self.renderer(rays, samples, field, proposals, train, detach)
 

@@ -1,4 +1,4 @@
-"""Rendering, Pixels -> named losses, each already weighted; training minimises their sum."""
+"""From what rays saw and what they should have seen to named losses."""
 
 from __future__ import annotations
 
@@ -17,24 +17,27 @@ from raymarch.ops.losses import (
     predicted_normals,
     random_colour,
 )
-from raymarch.types import Pixels, Rendering
+from raymarch.types import Pixels, Rendering, Samples
 
-RANDOM_STREAM = 101  # of the generator: background colours must not repeat the jitter's numbers
+BACKGROUNDS = ("last_sample", "black", "white", "random")
+DEPTH_KINDS = ("ds_nerf", "urf")
+COLOUR_STREAM = 64  # of the random colours; pixels use 0 and the sampler the numbers after it
 
 
 @dataclass(frozen=True)
 class LossesConfig:
-    """How much each term weighs."""
+    """Weights of the losses. The defaults are those of F3RM on nerfacto."""
 
-    rgb: float = 1.0  # mean squared error
-    interlevel: float = 1.0  # proposals must cover the final weights (mip-NeRF 360)
-    distortion: float = 0.002  # weights along a ray gather (mip-NeRF 360)
-    orientation: float = 1e-4  # normals that face away (Ref-NeRF); reaches poses only, spec 0.5
+    rgb: float = 1.0
+    interlevel: float = 1.0
+    distortion: float = 0.002
+    orientation: float = 1e-4  # reaches ray directions, so poses; a field's normals have no graph
     predicted_normals: float = 1e-3
-    feature: float = 1e-3  # mean squared error of features
-    depth: float = 0.0
-    depth_kind: str = "ds_nerf"  # ds_nerf | urf
-    depth_sigma: float = 0.01  # how sure measured depths are, scene units
+    feature: float = 1e-3
+    depth: float = 0.0  # 1e-3 in nerfstudio's depth-nerfacto
+    depth_kind: str = "ds_nerf"  # or urf
+    depth_sigma: float = 0.01  # scene units; how well the measured depths are known
+    gradient_scaling: bool = False  # scale the fields' gradients by min(1, distance^2)
 
 
 def losses(
@@ -45,57 +48,92 @@ def losses(
     counter: Tensor | None = None,
     background: str = "last_sample",
 ) -> dict[str, Tensor]:
-    """Weighted scalar terms by name.
+    """Named losses, each a scalar already weighted; training minimises their sum.
 
-    `rendering` must come from a training pass. rgb and whatever truth `pixels` brings are compared; with a
-    transparent truth the background decides what it lies on. `counter` [2] int64 feeds random backgrounds.
+    Always rgb; interlevel and distortion where the rendering has proposals and samples; feature, orientation,
+    predicted_normals and depth where the rendering and the pixels have what they compare; poses if
+    `poses_regulariser` is given. Truth with an alpha channel is put over `background`: black (also for
+    last_sample), white, or a random colour per ray, which then also lies behind the rendering. The colour
+    comes from `counter` [2] int64 = (seed, step), or from torch's generator without one. A loss's value is
+    reported even where nothing it depends on can change, as on steps that leave the proposals alone.
+
+    interlevel holds the final weights constant, orientation and predicted_normals all weights; distortion,
+    feature and depth move them. ValueError for unknown words and where there is no truth.
     """
-    assert rendering.rgb is not None and rendering.weights is not None and rendering.samples is not None
-    assert pixels.rgb is not None and rendering.field is not None and rendering.rays is not None
-    predicted, truth = blended(rendering.rgb, rendering.opacity, pixels.rgb, background, counter)
-    terms = {"rgb": config.rgb * F.mse_loss(predicted, truth)}
-    w, s = rendering.weights, rendering.samples.s
-    seen = w.detach()
-    if rendering.proposals:
-        levels = [interlevel(s, seen, p.samples.s, p.weights) for p in rendering.proposals]
-        terms["interlevel"] = config.interlevel * torch.stack(levels).sum(0).mean()
-    terms["distortion"] = config.distortion * distortion(s, w).mean()
+    if config.depth_kind not in DEPTH_KINDS:
+        raise ValueError(
+            f"losses: depth_kind is {config.depth_kind!r}, expected one of {', '.join(DEPTH_KINDS)}"
+        )
+    pred, truth = blended(rendering, pixels, background, counter)
+    found = {"rgb": config.rgb * F.mse_loss(pred, truth)}
+    weights, samples, field = rendering.weights, rendering.samples, rendering.field
+    if weights is not None and samples is not None:
+        if rendering.proposals:
+            levels = [interlevel(samples.s, weights, p.samples.s, p.weights) for p in rendering.proposals]
+            found["interlevel"] = config.interlevel * _mean(levels)
+        found["distortion"] = config.distortion * distortion(samples.s, weights).mean()
     if rendering.feature is not None and pixels.feature is not None:
-        terms["feature"] = config.feature * F.mse_loss(rendering.feature, pixels.feature)
-    normals, guesses = rendering.field.normals, rendering.field.predicted_normals
-    if normals is not None and guesses is not None:
-        terms["orientation"] = config.orientation * orientation(seen, normals, rendering.rays.directions).mean()
-        terms["predicted_normals"] = config.predicted_normals * predicted_normals(seen, normals, guesses).mean()
-    if config.depth and pixels.depth is not None:
-        terms["depth"] = config.depth * depth_term(rendering, pixels.depth, config)
+        found["feature"] = config.feature * F.mse_loss(rendering.feature, pixels.feature.float())
+    if weights is not None and field is not None and field.normals is not None:
+        still = weights.detach()
+        if rendering.rays is not None:
+            away = orientation(still, field.normals, rendering.rays.directions)
+            found["orientation"] = config.orientation * away.mean()
+        if field.predicted_normals is not None:
+            off = predicted_normals(still, field.normals, field.predicted_normals)
+            found["predicted_normals"] = config.predicted_normals * off.mean()
+    if pixels.depth is not None and config.depth > 0:
+        found["depth"] = config.depth * _depth(rendering, pixels.depth, config)
     if poses_regulariser is not None:
-        terms["poses"] = poses_regulariser
-    return terms
+        found["poses"] = poses_regulariser
+    return found
 
 
 def blended(
-    rgb: Tensor, opacity: Tensor | None, truth: Tensor, background: str, counter: Tensor | None
+    rendering: Rendering, pixels: Pixels, background: str, counter: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Prediction and truth [R, 3] on the same background; a truth without alpha is left as it is."""
+    """Rendered and true colours over the same background, [R, 3] each."""
+    pred, truth = rendering.rgb, pixels.rgb
+    if background not in BACKGROUNDS:
+        raise ValueError(f"losses: background is {background!r}, expected one of {', '.join(BACKGROUNDS)}")
+    if pred is None or truth is None:
+        missing = "rendering" if pred is None else "pixels"
+        raise ValueError(f"losses: {missing}.rgb is None, expected colours")
     if truth.shape[-1] == 3:
-        return rgb, truth
-    colour, alpha = truth[:, :3], truth[:, 3:]
+        return pred, truth
+    colour, alpha = truth[..., :3], truth[..., 3:]
     if background == "white":
-        return rgb, colour * alpha + (1 - alpha)
+        return pred, torch.lerp(torch.ones_like(colour), colour, alpha)
     if background != "random":
-        return rgb, colour * alpha
-    assert opacity is not None and counter is not None
-    behind = random_colour(counter, len(rgb), RANDOM_STREAM)
-    return rgb + behind * (1 - opacity[:, None]), colour * alpha + behind * (1 - alpha)
+        return pred, colour * alpha
+    if rendering.opacity is None:
+        raise ValueError("losses: rendering.opacity is None, expected it where the background is random")
+    behind = (
+        random_colour(counter, len(pred), COLOUR_STREAM) if counter is not None else torch.rand_like(pred)
+    )
+    return pred + behind * (1 - rendering.opacity[:, None]), torch.lerp(behind, colour, alpha)
 
 
-def depth_term(rendering: Rendering, depth: Tensor, config: LossesConfig) -> Tensor:
-    """The chosen depth loss, a mean over rays; rays without a measurement count as zero."""
-    assert rendering.weights is not None and rendering.samples is not None
-    t = rendering.samples.t
-    if config.depth_kind == "ds_nerf":
-        return depth_ds_nerf(rendering.weights, t, depth, config.depth_sigma).mean()
+def _mean(levels: list[Tensor]) -> Tensor:
+    """The mean over rays of the levels' sum."""
+    total = levels[0]
+    for level in levels[1:]:
+        total = total + level
+    return total.mean()
+
+
+def _depth(rendering: Rendering, depth: Tensor, config: LossesConfig) -> Tensor:
+    """The mean over rays and levels, proposals included."""
+    levels: list[tuple[Samples, Tensor]] = [(p.samples, p.weights) for p in rendering.proposals]
+    if rendering.samples is not None and rendering.weights is not None:
+        levels.append((rendering.samples, rendering.weights))
+    expected = rendering.expected_depth
+    if not levels or (config.depth_kind == "urf" and expected is None):
+        lacking = "weights" if not levels else "expected_depth"
+        raise ValueError(f"losses: rendering.{lacking} is None, expected it for the depth loss")
     if config.depth_kind == "urf":
-        assert rendering.expected_depth is not None
-        return depth_urf(rendering.weights, t, depth, rendering.expected_depth, config.depth_sigma).mean()
-    raise ValueError(f"model.losses.depth_kind is {config.depth_kind!r}, expected ds_nerf or urf")
+        assert expected is not None
+        terms = [depth_urf(w, s.t, depth, expected, config.depth_sigma) for s, w in levels]
+    else:
+        terms = [depth_ds_nerf(w, s.t, depth, config.depth_sigma) for s, w in levels]
+    return _mean(terms) / len(terms)

@@ -32,7 +32,7 @@ class SamplerConfig:
 
 
 def anneal_at(step: int, config: SamplerConfig) -> float:
-    """The exponent on proposal weights at a step: 0 flattens them, 1 leaves them (mip-NeRF 360, section 4)."""
+    """The exponent on proposal weights at a step: 0 flattens, 1 leaves them (mip-NeRF 360, section 4)."""
     x = min(max(step / config.anneal_steps, 0.0), 1.0) if config.anneal_steps > 0 else 1.0
     b = config.anneal_slope
     return b * x / ((b - 1) * x + 1)
@@ -76,9 +76,9 @@ class Sampler(nn.Module):
     ) -> tuple[Samples, tuple[Proposal, ...]]:
         """The final samples and every proposal level.
 
-        density_fns: one per proposal level, (rays, samples) -> density [R, S]. counter [2] int64 = (seed, step)
-        and anneal [1] live on the rays' device; both matter only while training. With `update` false the
-        proposals are evaluated without a graph. ValueError where the levels do not match the functions.
+        density_fns: one per proposal level, (rays, samples) -> density [R, S]. counter [2] int64 = (seed,
+        step) and anneal [1] live on the rays' device; both matter only while training. With `update` false
+        the proposals are evaluated without a graph. ValueError where the levels do not match the functions.
         """
         config = self.config
         if len(density_fns) != len(config.samples) - 1:

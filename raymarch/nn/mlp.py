@@ -9,10 +9,10 @@ from raymarch.ops.mlp import activation_index, check_widths, mlp, mlp_input_grad
 class MLP(nn.Module):
     """`layers` hidden layers (1 to 4) of `hidden` units (16, 32, .. 128) with relu, no biases.
 
-    `params` is one flat float32 vector in tiny-cuda-nn's layout (ops/mlp.py). Inputs that do not fill a multiple
-    of 16 are completed with the constant `padding`; 1 gives the first layer a bias. Every matrix starts uniform
-    within +-sqrt(6 / (in + out)) of its padded sizes, drawn by torch's CPU generator under `seed` (the same
-    numbers on every device), or by torch's default generator where seed is None.
+    `params` is one flat float32 vector in tiny-cuda-nn's layout (ops/mlp.py). Inputs that do not fill a
+    multiple of 16 are completed with the constant `padding`; 1 gives the first layer a bias. Every matrix
+    starts uniform within +-sqrt(6 / (in + out)) of its padded sizes, drawn by torch's CPU generator under
+    `seed` (the same numbers on every device), or by torch's default generator where seed is None.
     """
 
     def __init__(

@@ -153,7 +153,7 @@ def predicted_normals(weights: Tensor, normals: Tensor, predicted: Tensor) -> Te
 def random_colour(counter: Tensor, rays: int, stream: int) -> Tensor:
     """A colour per ray, [rays, 3] float32, even in [0, 1).
 
-    counter [2] int64 = (seed, step) on the device that gets the colours; `stream` tells uses in one step apart.
+    counter [2] int64 = (seed, step) on the device that gets the colours; `stream` tells uses in a step apart.
     """
     with torch.no_grad():
         return random_colour_forward(counter, rays, stream)
@@ -181,13 +181,17 @@ def _blurred(s: Tensor, weights: Tensor, at: Tensor, radius: float) -> Tensor:
     density = weights / s.diff(dim=-1).clamp_min(torch.finfo(torch.float32).eps)
     jump = torch.nn.functional.pad(density, (1, 1)).diff(dim=-1) / (2 * radius)
     knots, order = torch.cat([s - radius, s + radius], -1).sort(-1)
-    slope = torch.cat([jump, -jump], -1).gather(-1, order).cumsum(-1)  # of the blurred density, after each knot
+    slope = (
+        torch.cat([jump, -jump], -1).gather(-1, order).cumsum(-1)
+    )  # of the blurred density, after each knot
     gap = knots.diff(dim=-1)
     value = torch.nn.functional.pad((slope[:, :-1] * gap).cumsum(-1), (1, 0))  # at each knot
     cdf = torch.nn.functional.pad(((value[:, 1:] + value[:, :-1]) / 2 * gap).cumsum(-1), (1, 0))
     i = (torch.searchsorted(knots, at.contiguous(), right=True) - 1).clamp_min(0)
     beyond = (at - knots.gather(-1, i)).clamp_min(0)
-    return (cdf.gather(-1, i) + beyond * (value.gather(-1, i) + beyond * slope.gather(-1, i) / 2)).diff(dim=-1)
+    return (cdf.gather(-1, i) + beyond * (value.gather(-1, i) + beyond * slope.gather(-1, i) / 2)).diff(
+        dim=-1
+    )
 
 
 def depth_ds_nerf(weights: Tensor, t: Tensor, depth: Tensor, sigma: float = 0.01) -> Tensor:

@@ -1,7 +1,7 @@
 """Small networks without biases, evaluated whole per point, and the activation that makes densities.
 
-`params` is tiny-cuda-nn's flat vector: one row-major [out, in] matrix per layer, first, hidden, last, with the
-widths of inputs and outputs rounded up to multiples of 16. Rounded-up input columns multiply the constant
+`params` is tiny-cuda-nn's flat vector: one row-major [out, in] matrix per layer, first, hidden, last, with
+the widths of inputs and outputs rounded up to multiples of 16. Rounded-up input columns multiply the constant
 `padding` (1 gives the first layer a bias), rounded-up output rows make outputs that are cut off.
 """
 
@@ -16,9 +16,9 @@ ACTIVATIONS = ("none", "sigmoid", "relu")  # in the order of math/activation.h
 WIDTHS = tuple(range(16, 129, 16))
 MAX_INPUTS, MAX_OUTPUTS, MAX_LAYERS = 256, 128, 4
 
-# On CUDA each block sums the gradient of the parameters over the points it meets; one row each, added up in
-# order afterwards. More rows than any present GPU has multiprocessors, fewer where they are long.
-_ROWS, _PARTIAL_NUMBERS = 160, 1 << 23
+# On CUDA each block sums the gradient of the parameters over the points it meets, in a row of its own; the
+# rows are added up in order afterwards. Two blocks for each of 160 multiprocessors, fewer for long rows.
+_ROWS, _PARTIAL_NUMBERS = 320, 1 << 23
 
 
 def shapes(inputs: int, hidden: int, layers: int, outputs: int) -> tuple[tuple[int, int], ...]:
@@ -124,7 +124,7 @@ def mlp(
     output_activation: str = "none",
     padding: float = 0.0,
 ) -> Tensor:
-    """A network with `layers` hidden layers (1 to 4) of `hidden` units and relu: [..., inputs] -> [..., outputs].
+    """[..., inputs] -> [..., outputs] through `layers` hidden layers (1 to 4) of `hidden` units with relu.
 
     x and params are float32 on one device, at most 256 inputs and 128 outputs; `output_activation` is "none",
     "sigmoid" or "relu". Gradients flow to x and params, once. CUDA multiplies on tensor cores in TF32 (ten
@@ -151,7 +151,8 @@ def mlp_input_gradient(
     _check("mlp_input_gradient", x, params, hidden, layers, grad_y.shape[-1])
     if grad_y.shape[:-1] != x.shape[:-1]:
         raise ValueError(
-            f"mlp_input_gradient: grad_y has shape {list(grad_y.shape)}, expected {list(x.shape[:-1])} rows as x"
+            f"mlp_input_gradient: grad_y has shape {list(grad_y.shape)}, expected {list(x.shape[:-1])} "
+            "before the outputs, as x has before the inputs"
         )
     activation = activation_index("mlp_input_gradient", output_activation)
     with torch.no_grad():
@@ -161,9 +162,10 @@ def mlp_input_gradient(
         y = None
         if activation:
             y = mlp_forward(rows, flat, hidden, layers, grads.shape[-1], activation, float(padding))
-        return mlp_backward(rows, flat, hidden, layers, activation, float(padding), y, grads, True, False)[
-            0
-        ].reshape(x.shape)
+        grad_x, _ = mlp_backward(
+            rows, flat, hidden, layers, activation, float(padding), y, grads, True, False
+        )
+        return grad_x.reshape(x.shape)
 
 
 @op
@@ -188,15 +190,16 @@ _density = differentiable(density_forward, _density_backward)
 
 
 def density(h: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
-    """sigma = scale * exp(h[..., 0]) where any coordinate of y is positive, else 0: [..., C], [..., 3] -> [...].
+    """[..., C], [..., 3] -> [...]: scale * exp(h[..., 0]) where any coordinate of y is positive, else 0.
 
-    y is the position normalised to the unit cube, (0, 0, 0) for what lies outside it. exp overflows to infinity
-    past 88.7 in float32; its gradient g * scale * exp(clamp(h, -15, 15)) stays finite and goes to column 0, the
-    other columns get zeros. Raises ValueError for shapes that do not fit.
+    y is the position normalised to the unit cube, (0, 0, 0) for what lies outside it. exp overflows to
+    infinity past 88.7 in float32; the gradient scale * exp(clamp(h, -15, 15)) stays finite. It goes to column
+    0, the other columns get zeros. Raises ValueError for shapes that do not fit.
     """
     if h.dim() < 1 or y.shape != (*h.shape[:-1], 3):
         raise ValueError(
-            f"density: h has shape {list(h.shape)} and y {list(y.shape)}, expected [..., channels] and [..., 3]"
+            f"density: h has shape {list(h.shape)} and y {list(y.shape)}, "
+            "expected [..., channels] and [..., 3]"
         )
     flat = _density(h.reshape(-1, h.shape[-1]).contiguous(), y.reshape(-1, 3).contiguous(), float(scale))
     return flat.reshape(h.shape[:-1])

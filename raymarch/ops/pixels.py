@@ -28,7 +28,13 @@ def gather_pixels_forward(images: Tensor, index: Tensor, channels: int) -> Tenso
 
 @op
 def gather_features_forward(
-    maps: Tensor, map_starts: Tensor, map_size: Tensor, image_size: Tensor, camera: Tensor, xy: Tensor, mode: int
+    maps: Tensor,
+    map_starts: Tensor,
+    map_size: Tensor,
+    image_size: Tensor,
+    camera: Tensor,
+    xy: Tensor,
+    mode: int,
 ) -> Tensor:
     feature = xy.new_empty(camera.shape[0], maps.shape[1])
     launch("gather_features", maps, map_starts, map_size, image_size, camera, xy, feature, mode)
@@ -38,12 +44,12 @@ def gather_features_forward(
 def draw_pixels(
     counter: Tensor, starts: Tensor, widths: Tensor, count: int, stream: int = 0, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw `count` pixels evenly from all images: camera [R] int64, centre xy [R, 2] float32, number [R] int64.
+    """Draw `count` pixels evenly from all images: camera [R] int64, centre xy [R, 2], number [R] int64.
 
-    counter [2] int64 = (seed, step); starts [C + 1] int64 counts the pixels of all images before each; widths
-    [C] int64. `valid` [K] int64 lists the pixel numbers that may be drawn (a mask). Draws are with replacement
-    and depend on nothing but the counter, the stream and the ray's number. ValueError where there is no pixel
-    to draw or arrays disagree.
+    counter [2] int64 = (seed, step); starts [C + 1] int64 counts the pixels of all images before each;
+    widths [C] int64. `valid` [K] int64 lists the pixel numbers that may be drawn (a mask). Draws are with
+    replacement and depend on nothing but the counter, the stream and the ray's number. ValueError where
+    there is no pixel to draw or arrays disagree.
     """
     if count < 0:
         raise ValueError(f"draw_pixels: count is {count}, expected at least 0")
@@ -51,7 +57,7 @@ def draw_pixels(
 
 
 def gather_pixels(images: Tensor, index: Tensor, channels: int) -> Tensor:
-    """Colours [R, channels] in 0..1 of pixels by number [R], from uint8 images laid out flat one after another.
+    """Colours [R, channels] in 0..1 of pixels by number [R], from uint8 images, flat one after another.
 
     A number outside the images is a ValueError on the CPU and a row of NaN on CUDA, where looking would wait.
     """
@@ -71,11 +77,11 @@ def gather_features(
 ) -> Tensor:
     """Feature vectors [R, D] float32 under pixel centres xy [R, 2] of images `camera` [R].
 
-    maps [cells, D] holds all maps one after another (float32, float16 or bfloat16), map_starts [C] their first
-    cells, map_size and image_size [C, 2] int64 widths and heights. `nearest` is F3RM's lookup, trunc(pixel
-    size ratio) with pixels counted from 0; `bilinear` interpolates between cell centres, and is constant beyond
-    the outermost ones. Places outside an image count as its border. A camera without a map is a ValueError on
-    the CPU and a row of NaN on CUDA.
+    maps [cells, D] holds all maps one after another (float32, float16 or bfloat16), map_starts [C] their
+    first cells, map_size and image_size [C, 2] int64 widths and heights. `nearest` is F3RM's lookup,
+    trunc(pixel size ratio) with pixels counted from 0; `bilinear` interpolates between cell centres, and is
+    constant beyond the outermost ones. Places outside an image count as its border. A camera without a map
+    is a ValueError on the CPU and a row of NaN on CUDA.
     """
     if mode not in LOOKUPS:
         raise ValueError(f"gather_features: mode is {mode!r}, expected one of {', '.join(LOOKUPS)}")

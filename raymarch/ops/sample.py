@@ -57,13 +57,13 @@ def sample_spaced(
     counter: Tensor | None = None,
     stream: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Edges of `samples` even bins per ray: s [R, samples + 1] in 0..1 and t [R, samples + 1] from near to far.
+    """Edges of `samples` even bins per ray: s [R, samples + 1] in 0..1, t [R, samples + 1] near to far.
 
-    near, far [R] are distances; `spacing` is uniform, linear-disparity, sqrt, log or piecewise (uniform up to
-    distance 1, then in disparity). `jitter` moves edges within half a bin: none, single (one offset per ray)
-    or each; it needs `counter` [2] int64 = (seed, step) on the arrays' device. No gradient. Spacings and
-    stratification are nerfstudio's SpacedSampler. `near` may be 0: disparity and logarithm begin at 1e-6 then.
-    ValueError for unknown words, no samples, or jitter without a counter.
+    near, far [R] are distances; `spacing` is uniform, linear-disparity, sqrt, log or piecewise (uniform up
+    to distance 1, then in disparity). `jitter` moves edges within half a bin: none, single (one offset per
+    ray) or each; it needs `counter` [2] int64 = (seed, step) on the arrays' device. No gradient. Spacings
+    and stratification are nerfstudio's SpacedSampler. `near` may be 0: disparity and logarithm begin at
+    1e-6 then. ValueError for unknown words, no samples, or jitter without a counter.
     """
     if samples < 1:
         raise ValueError(f"sample_spaced: samples is {samples}, expected at least 1")
@@ -88,14 +88,15 @@ def sample_pdf(
 ) -> tuple[Tensor, Tensor]:
     """Edges drawn where weights are: s [R, samples + 1] and t [R, samples + 1]. No gradient flows.
 
-    s [R, P + 1] and weights [R, P] are the previous level; `anneal` [1] is an exponent on the weights (0^0 is
-    1); `padding` is added to every weight. `include_original` merges the old edges in, giving P + samples + 2.
-    Inverse transform sampling as nerfstudio's PDFSampler: the new edges need not reach s = 0 and s = 1. Without
-    jitter they lie at the middles of equal shares of the histogram. Weights that are negative or no numbers
-    count as 0; a histogram of nothing is even. On CUDA a ray may have 4096 bins at most.
+    s [R, P + 1] and weights [R, P] are the previous level; `anneal` [1] is an exponent on the weights (0^0
+    is 1); `padding` is added to every weight. `include_original` merges the old edges in, giving P +
+    samples + 2. Inverse transform sampling as nerfstudio's PDFSampler: the new edges need not reach s = 0
+    and s = 1. Without jitter they lie at the middles of equal shares of the histogram. Weights that are
+    negative or no numbers count as 0; a histogram of nothing is even. On CUDA a ray may have 4096 bins at
+    most.
 
-    `jitter`, `counter` and ValueErrors are as in `sample_spaced`; a `stream` per level keeps the levels' offsets
-    apart.
+    `jitter`, `counter` and ValueErrors are as in `sample_spaced`; a `stream` per level keeps the levels'
+    offsets apart.
     """
     if samples < 1:
         raise ValueError(f"sample_pdf: samples is {samples}, expected at least 1")
@@ -110,9 +111,7 @@ def sample_pdf(
 
 
 @op
-def sample_distances_forward(
-    edges: Tensor, near: Tensor, far: Tensor, spacing: int, inverse: bool
-) -> Tensor:
+def sample_distances_forward(edges: Tensor, near: Tensor, far: Tensor, spacing: int, inverse: bool) -> Tensor:
     moved = empty_like(edges)
     launch("sample_distances", edges, near, far, moved, spacing, inverse)
     return moved
@@ -121,8 +120,8 @@ def sample_distances_forward(
 def t_from_s(s: Tensor, near: Tensor, far: Tensor, spacing: str = "piecewise") -> Tensor:
     """Distances t [R, E] of normalised distances s [R, E] in 0..1; near, far [R]. No gradient.
 
-    t = g^-1(s g(far) + (1 - s) g(near)), g the warp of the spacing. Disparity and logarithm begin at 1e-6 where
-    `near` is closer. ValueError for an unknown spacing.
+    t = g^-1(s g(far) + (1 - s) g(near)), g the warp of the spacing. Disparity and logarithm begin at 1e-6
+    where `near` is closer. ValueError for an unknown spacing.
     """
     code = _code(spacing, SPACINGS, "t_from_s: spacing")
     with torch.no_grad():

@@ -47,8 +47,12 @@ def render_image(
     width, height = (int(v) for v in cameras.size[camera])
     was_training = model.training
     model.eval()
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # our pool has the cores; see trainer.one_torch_thread
     try:
-        parts, row = [], 0
+        parts: list[dict[str, Tensor]] = []
+        row = 0
         step = max(1, (chunk or chunk_size(model, heads, device)) // width)
         while row < height:
             try:
@@ -66,6 +70,7 @@ def render_image(
                 step = max(1, step // 2)
         return {k: torch.cat([p[k] for p in parts]).view(height, width, *parts[0][k].shape[1:]) for k in parts[0]}
     finally:
+        torch.set_num_threads(threads)
         model.train(was_training)
 
 
