@@ -1,19 +1,45 @@
-#include "math/composite.h"
+// One warp per ray: lanes take samples for the heads of one or three numbers, then channels for the feature
+// head. Forward, a feature wider than a warp's vectors is shared between warps, each with its slice of the
+// channels.
+#include <algorithm>
+#include <initializer_list>
 
 #include "cuda/warp.cuh"
+#include "math/composite.h"
 #include "ops.h"
 
 namespace raymarch {
-namespace {
 
 constexpr int kThreads = 32 * kWarpsPerBlock;
-constexpr int kPerLane = 4;  // channels a lane sums at once: four loads in flight
+constexpr int kInFlight = 4;  // feature loads a lane has under way
 
+using Weights = In<real, kRays, kSamples>;
+using Edges = In<real, kRays, kEdges>;
 using Heads = Maybe<In<real, kRays, kSamples, 3>>;
+using GradHeads = Maybe<Out<real, kRays, kSamples, 3>>;
+using PerRay = Maybe<In<real, kRays, 3>>;
+using RayOut = Maybe<Out<real, kRays, 3>>;
+using RayFeature = Maybe<In<real, kRays, kChannels>>;
 
-__device__ __forceinline__ Vec3 warp_sum(Vec3 v) {
-  return {raymarch::warp_sum(v.x), raymarch::warp_sum(v.y), raymarch::warp_sum(v.z)};
+// kVector numbers that one load or store moves.
+template <class T, int kVector>
+struct alignas(sizeof(T) * kVector) Pack {
+  T v[kVector];
+};
+
+// kVector reals, in loads of up to four.
+template <int kVector>
+__device__ __forceinline__ void load_reals(const real* from, real (&to)[kVector]) {
+  constexpr int kWide = kVector % 4 ? 1 : 4;
+#pragma unroll
+  for (int v = 0; v < kVector; v += kWide) {
+    const auto pack = *reinterpret_cast<const Pack<real, kWide>*>(from + v);
+#pragma unroll
+    for (int k = 0; k < kWide; ++k) to[v + k] = pack.v[k];
+  }
 }
+
+__device__ __forceinline__ Vec3 warp_sum3(Vec3 v) { return {warp_sum(v.x), warp_sum(v.y), warp_sum(v.z)}; }
 
 // What one warp knows of its ray.
 struct Ray {
@@ -21,190 +47,311 @@ struct Ray {
   int64_t from;  // number of its first sample
   int samples;
 
-  __device__ Ray(In<real, kRays, kSamples> w, In<real, kRays, kEdges> t, int64_t ray)
-      : weight(w.data + ray * w.size[1]), edges(t.data + ray * t.size[1]), from(ray * w.size[1]),
+  __device__ Ray(const Weights& w, const Edges& t, int64_t ray)
+      : weight(w.data + ray * w.size[1]),
+        edges(t.data + ray * t.size[1]),
+        from(ray * w.size[1]),
         samples(int(w.size[1])) {}
   __device__ real middle(int i) const { return real(0.5) * (edges[i] + edges[i + 1]); }
 
   __device__ Vec3 sum(const real* values) const {
     Vec3 total{0, 0, 0};
     for (int i = lane(); i < samples; i += 32) total = total + weight[i] * load3(values, from + i);
-    return warp_sum(total);
+    return warp_sum3(total);
   }
 };
 
-}  // namespace
+struct Backdrop {
+  int64_t kind;
+  const real* colour;
+  __device__ Vec3 behind(Vec3 last) const {
+    return kind == kColour       ? load3(colour, 0)
+           : kind == kLastSample ? last
+           : kind == kWhite      ? Vec3{1, 1, 1}
+                                 : Vec3{0, 0, 0};
+  }
+};
 
-// One warp per ray; lanes take samples.
-__global__ void __launch_bounds__(kThreads)
-    composite_forward_kernel(In<real, kRays, kSamples> w, In<real, kRays, kEdges> t, Heads rgb, Heads normals,
-                             Heads predicted, Maybe<In<real, 3>> colour, int64_t background, bool clean,
-                             Maybe<Out<real, kRays, 3>> rgb_out, Out<real, kRays> opacity, Out<real, kRays> depth,
-                             Out<real, kRays> expected, Maybe<Out<real, kRays, 3>> normals_out,
-                             Maybe<Out<real, kRays, 3>> predicted_out) {
-  const int64_t ray = warp();
-  if (ray >= w.size[0]) return;
-  const Ray r(w, t, ray);
+__device__ __forceinline__ Vec3 colour_at(const real* rgb, int64_t i, bool clean) {
+  return clean ? finite_colour(load3(rgb, i)) : load3(rgb, i);
+}
+
+// Before clamping; every lane gets it.
+__device__ Vec3 colour_of(const Ray& r, const real* rgb, const Backdrop& backdrop, real opacity, bool clean) {
+  Vec3 seen{0, 0, 0};
+  for (int i = lane(); i < r.samples; i += 32) seen = seen + r.weight[i] * colour_at(rgb, r.from + i, clean);
+  seen = warp_sum3(seen);
+  if (backdrop.kind == kNoBackground) return seen;
+  return seen + (1 - opacity) * backdrop.behind(colour_at(rgb, r.from + r.samples - 1, clean));
+}
+
+__device__ real depths_of(const Ray& r, int64_t ray, real* opacity, real* depth, real* expected) {
   real upto = 0, moment = 0;
-  int median = r.samples - 1;
-  bool found = false;
+  int median = -1;
   for (int k = 0; k < r.samples; k += 32) {
     const int i = k + lane();
-    const real weight = i < r.samples ? r.weight[i] : real(0);
+    const bool live = i < r.samples;
+    const real weight = live ? r.weight[i] : real(0);
     const real sum = upto + warp_inclusive_sum(weight);
-    if (i < r.samples) moment += weight * r.middle(i);
-    const unsigned past = __ballot_sync(~0u, i < r.samples && sum >= real(0.5));
-    if (!found && past) median = k + __ffs(int(past)) - 1, found = true;
+    if (live) moment += weight * r.middle(i);
+    const unsigned past = __ballot_sync(~0u, live && sum >= real(0.5));
+    if (median < 0 && past) median = k + __ffs(int(past)) - 1;
     upto = from_lane(sum, 31);
   }
-  moment = raymarch::warp_sum(moment);
+  moment = warp_sum(moment);
   if (lane() == 0) {
-    opacity.data[ray] = upto;
-    depth.data[ray] = r.middle(median);
-    expected.data[ray] = expected_depth(moment, upto, r.middle(0), r.middle(r.samples - 1)).depth;
+    const int last = r.samples - 1;
+    opacity[ray] = upto;
+    depth[ray] = r.middle(median < 0 ? last : median);
+    expected[ray] = expected_depth(moment, upto, r.middle(0), r.middle(last)).depth;
   }
-  if (rgb_out) {
-    Vec3 seen{0, 0, 0};
-    for (int i = lane(); i < r.samples; i += 32) {
-      const Vec3 c = load3(rgb.data, r.from + i);
-      seen = seen + r.weight[i] * (clean ? finite_colour(c) : c);
-    }
-    seen = warp_sum(seen);
-    if (background == kColour) seen = seen + (1 - upto) * load3(colour.data, 0);
-    if (background == kLastSample) {
-      const Vec3 last = load3(rgb.data, r.from + r.samples - 1);
-      seen = seen + (1 - upto) * (clean ? finite_colour(last) : last);
-    }
-    if (lane() == 0) store3(rgb_out.data, ray, clean ? displayable(seen) : seen);
-  }
-  if (normals_out) {
-    const Vec3 n = unit_normal(r.sum(normals.data));
-    if (lane() == 0) store3(normals_out.data, ray, n);
-  }
-  if (predicted_out) {
-    const Vec3 n = unit_normal(r.sum(predicted.data));
-    if (lane() == 0) store3(predicted_out.data, ray, n);
-  }
+  return upto;
 }
 
-// One warp per ray and per 128 channels; lanes take channels, and walk the samples.
-template <class T>
+// How a warp lies over `vectors` vectors of channels, from vector `begin` on: `width` lanes along the
+// channels, so that groups of lanes take consecutive samples where channels are few.
+struct Layout {
+  int begin, count, width, groups, group, column;
+
+  __device__ Layout(int begin, int vectors) : begin(begin), count(min(32, vectors - begin)), width(1) {
+    while (width < count) width *= 2;
+    groups = 32 / width;
+    group = lane() / width;
+    column = lane() % width;
+  }
+};
+
+template <class T, int kVector>
+__device__ void features_of(const Ray& r, const T* feature, int64_t channels, int slice, real* out) {
+  const Layout at(slice * 32, int(channels / kVector));
+  const T* mine = feature + r.from * channels + (at.begin + at.column) * kVector;
+  real sum[kVector] = {};
+  for (int k = 0; k < r.samples; k += 32) {
+    const real weight = k + lane() < r.samples ? r.weight[k + lane()] : real(0);
+    const int live = min(32, r.samples - k);
+    for (int j = at.group; j < live + at.group; j += kInFlight * at.groups) {
+      Pack<T, kVector> pack[kInFlight] = {};
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u) {
+        const int i = j + u * at.groups;
+        if (i < live && at.column < at.count)
+          pack[u] = *reinterpret_cast<const Pack<T, kVector>*>(mine + (k + i) * channels);
+      }
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u) {
+        const real scale = __shfl_sync(~0u, weight, (j + u * at.groups) & 31);
+        if (j + u * at.groups < live) {
+#pragma unroll
+          for (int v = 0; v < kVector; ++v) sum[v] += scale * to_float(pack[u].v[v]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int v = 0; v < kVector; ++v)
+    for (int d = at.width; d < 32; d *= 2) sum[v] += __shfl_xor_sync(~0u, sum[v], d);
+  if (at.group > 0 || at.column >= at.count) return;
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) out[(at.begin + at.column) * kVector + v] = sum[v];
+}
+
+template <class T, int kVector>
 __global__ void __launch_bounds__(kThreads)
-    composite_feature_forward_kernel(In<real, kRays, kSamples> w, In<T, kRays, kSamples, kChannels> feature,
-                                     Out<real, kRays, kChannels> out, int64_t slices) {
-  const int64_t ray = warp() / slices, slice = warp() - ray * slices;
+    composite_forward_kernel(Weights w, Edges t, Heads rgb, Heads normals, Heads predicted, const T* feature,
+                             int64_t channels, int slices, Backdrop backdrop, bool clean, RayOut rgb_out,
+                             real* opacity, real* depth, real* expected, RayOut normals_out,
+                             RayOut predicted_out, real* feature_out) {
+  const int64_t ray = warp() / slices;
   if (ray >= w.size[0]) return;
-  const int samples = int(w.size[1]);
-  const int64_t channels = out.size[1], first = slice * 32 * kPerLane + lane();
-  const T* values = feature.data + ray * samples * channels;
-  real sum[kPerLane] = {};
-  for (int k = 0; k < samples; k += 32) {
-    const real mine = k + lane() < samples ? w.data[ray * samples + k + lane()] : real(0);
-    const int count = min(32, samples - k);
-    for (int j = 0; j < count; ++j) {
-      const real weight = from_lane(mine, j);
-#pragma unroll
-      for (int p = 0; p < kPerLane; ++p)
-        if (first + 32 * p < channels) sum[p] += weight * to_float(values[(k + j) * channels + first + 32 * p]);
+  const int slice = int(warp() - ray * slices);
+  const Ray r(w, t, ray);
+  if (slice == 0) {
+    const real seen = depths_of(r, ray, opacity, depth, expected);
+    if (rgb_out) {
+      const Vec3 c = colour_of(r, rgb.data, backdrop, seen, clean);
+      if (lane() == 0) store3(rgb_out.data, ray, clean ? displayable(c) : c);
+    }
+    if (normals_out) {
+      const Vec3 n = unit_normal(r.sum(normals.data));
+      if (lane() == 0) store3(normals_out.data, ray, n);
+    }
+    if (predicted_out) {
+      const Vec3 n = unit_normal(r.sum(predicted.data));
+      if (lane() == 0) store3(predicted_out.data, ray, n);
     }
   }
-#pragma unroll
-  for (int p = 0; p < kPerLane; ++p)
-    if (first + 32 * p < channels) out.data[ray * channels + first + 32 * p] = sum[p];
+  if (feature_out) features_of<T, kVector>(r, feature, channels, slice, feature_out + ray * channels);
 }
 
-// One warp per ray. Lanes take samples for the heads of three numbers, then channels for the feature head.
-template <class T>
+// What the gradients of a ray's outputs are to the sums behind them.
+struct Backward {
+  real to_opacity, to_depth, depth, opacity, behind;
+  Vec3 to_rgb, to_normals, to_predicted;
+
+  __device__ Backward(const Ray& r, int64_t ray, const Heads& rgb, const Heads& normals,
+                      const Heads& predicted, const Backdrop& backdrop, bool clean, const PerRay& g_rgb,
+                      const real* g_opacity, const real* g_expected, const PerRay& g_normals,
+                      const PerRay& g_predicted) {
+    real moment = 0;
+    opacity = 0;
+    for (int i = lane(); i < r.samples; i += 32) {
+      opacity += r.weight[i];
+      moment += r.weight[i] * r.middle(i);
+    }
+    opacity = warp_sum(opacity), moment = warp_sum(moment);
+    const int last = r.samples - 1;
+    const Expected e = expected_depth(moment, opacity, r.middle(0), r.middle(last));
+    depth = e.depth;
+    to_depth = g_expected && e.inside ? g_expected[ray] / (opacity + kLeastOpacity) : real(0);
+    to_opacity = g_opacity ? g_opacity[ray] : real(0);
+    to_rgb = to_normals = to_predicted = Vec3{0, 0, 0};
+    behind = 0;
+    if (g_rgb) {
+      to_rgb = load3(g_rgb.data, ray);
+      if (clean) to_rgb = displayable_vjp(colour_of(r, rgb.data, backdrop, opacity, clean), to_rgb);
+      if (backdrop.kind != kNoBackground)
+        behind = dot(to_rgb, backdrop.behind(colour_at(rgb.data, r.from + last, clean)));
+    }
+    if (g_normals) to_normals = unit_normal_vjp(r.sum(normals.data), load3(g_normals.data, ray));
+    if (g_predicted) to_predicted = unit_normal_vjp(r.sum(predicted.data), load3(g_predicted.data, ray));
+  }
+};
+
+// The feature head of up to 32 samples from number k on: writes their gradients, and returns to each lane
+// what its sample's weight gets.
+template <class T, int kVector>
+__device__ real features_vjp(const Ray& r, int k, real weight, const T* feature, int64_t channels,
+                             const real* g, bool to_weights, T* grad_feature) {
+  const int vectors = int(channels / kVector), live = min(32, r.samples - k);
+  const Layout at(0, vectors);
+  real found = 0, held[kVector];
+  if (at.column < vectors) load_reals<kVector>(g + at.column * kVector, held);
+  for (int j = 0; j < live; j += at.groups) {
+    const int i = j + at.group;
+    const real scale = __shfl_sync(~0u, weight, i & 31);
+    real along = 0;
+    for (int c = at.column; i < live && c < vectors; c += 32) {
+      const int64_t place = (r.from + k + i) * channels + c * kVector;
+      if (vectors > 32) load_reals<kVector>(g + c * kVector, held);
+      if (to_weights) {
+        const auto pack = *reinterpret_cast<const Pack<T, kVector>*>(feature + place);
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) along += held[v] * to_float(pack.v[v]);
+      }
+      if (grad_feature) {
+        Pack<T, kVector> pack;
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) pack.v[v] = from_float<T>(scale * held[v]);
+        *reinterpret_cast<Pack<T, kVector>*>(grad_feature + place) = pack;
+      }
+    }
+    if (!to_weights) continue;
+    for (int d = at.width / 2; d > 0; d /= 2) along += __shfl_xor_sync(~0u, along, d);
+    const real sum = __shfl_sync(~0u, along, ((lane() - j) * at.width) & 31);
+    if (lane() >= j && lane() < j + at.groups) found = sum;
+  }
+  return found;
+}
+
+template <class T, int kVector>
 __global__ void __launch_bounds__(kThreads)
-    composite_backward_kernel(In<real, kRays, kSamples> w, In<real, kRays, kEdges> t, Heads rgb, Heads normals,
-                              Heads predicted, Maybe<In<T, kRays, kSamples, kChannels>> feature,
-                              Maybe<In<real, 3>> colour, int64_t background, Maybe<In<real, kRays, 3>> g_rgb,
-                              Maybe<In<real, kRays>> g_opacity, Maybe<In<real, kRays>> g_expected,
-                              Maybe<In<real, kRays, 3>> g_normals, Maybe<In<real, kRays, 3>> g_predicted,
-                              Maybe<In<real, kRays, kChannels>> g_feature, Out<real, kRays, kSamples> grad_w,
-                              Maybe<Out<real, kRays, kSamples, 3>> grad_rgb,
-                              Maybe<Out<real, kRays, kSamples, 3>> grad_normals,
-                              Maybe<Out<real, kRays, kSamples, 3>> grad_predicted, T* grad_feature) {
+    composite_backward_kernel(Weights w, Edges t, Heads rgb, Heads normals, Heads predicted, const T* feature,
+                              int64_t channels, Backdrop backdrop, bool clean, PerRay g_rgb,
+                              const real* g_opacity, const real* g_expected, PerRay g_normals,
+                              PerRay g_predicted, const real* g_feature, real* grad_w, GradHeads grad_rgb,
+                              GradHeads grad_normals, GradHeads grad_predicted, T* grad_feature) {
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
   const Ray r(w, t, ray);
-  real opacity = 0, moment = 0;
-  for (int i = lane(); i < r.samples; i += 32) opacity += r.weight[i], moment += r.weight[i] * r.middle(i);
-  opacity = raymarch::warp_sum(opacity), moment = raymarch::warp_sum(moment);
-  const Expected e = expected_depth(moment, opacity, r.middle(0), r.middle(r.samples - 1));
-  const real to_depth = g_expected && e.inside ? g_expected.data[ray] / (opacity + kLeastOpacity) : real(0);
-  const real to_opacity = g_opacity ? g_opacity.data[ray] : real(0);
-  const Vec3 zero{0, 0, 0}, to_rgb = g_rgb ? load3(g_rgb.data, ray) : zero;
-  real behind = 0;
-  if (g_rgb && background == kColour) behind = dot(to_rgb, load3(colour.data, 0));
-  if (g_rgb && background == kLastSample) behind = dot(to_rgb, load3(rgb.data, r.from + r.samples - 1));
-  const Vec3 to_normals = g_normals ? unit_normal_vjp(r.sum(normals.data), load3(g_normals.data, ray)) : zero;
-  const Vec3 to_predicted = g_predicted ? unit_normal_vjp(r.sum(predicted.data), load3(g_predicted.data, ray)) : zero;
-  for (int i = lane(); i < r.samples; i += 32) {
-    const real weight = r.weight[i];
-    real g = to_opacity;
-    if (to_depth != 0) g += to_depth * (r.middle(i) - e.depth);
-    if (g_rgb) g += dot(to_rgb, load3(rgb.data, r.from + i)) - behind;
-    if (g_normals) g += dot(to_normals, load3(normals.data, r.from + i));
-    if (g_predicted) g += dot(to_predicted, load3(predicted.data, r.from + i));
-    grad_w.data[r.from + i] = g;
-    const bool last = background == kLastSample && i == r.samples - 1;
-    if (grad_rgb) store3(grad_rgb.data, r.from + i, (last ? weight + 1 - opacity : weight) * to_rgb);
-    if (grad_normals) store3(grad_normals.data, r.from + i, weight * to_normals);
-    if (grad_predicted) store3(grad_predicted.data, r.from + i, weight * to_predicted);
-  }
-  if (!feature) return;
-  __syncwarp();  // grad_w of every sample is written before lane 0 adds to it
-  const int64_t channels = feature.size[2];
-  for (int i = 0; i < r.samples; ++i) {
-    const int64_t row = (r.from + i) * channels;
-    const real weight = r.weight[i];
-    real along = 0;
-    for (int64_t c = lane(); c < channels; c += 32) {
-      const real g = g_feature ? g_feature.data[ray * channels + c] : real(0);
-      if (g_feature) along += g * to_float(feature.data[row + c]);
-      if (grad_feature) grad_feature[row + c] = from_float<T>(weight * g);
+  const Backward b(r, ray, rgb, normals, predicted, backdrop, clean, g_rgb, g_opacity, g_expected, g_normals,
+                   g_predicted);
+  for (int k = 0; k < r.samples; k += 32) {
+    const int i = k + lane();
+    const bool live = i < r.samples;
+    const real weight = live ? r.weight[i] : real(0);
+    real g = b.to_opacity;
+    if (live) {
+      const int64_t n = r.from + i;
+      if (b.to_depth != 0) g += b.to_depth * (r.middle(i) - b.depth);
+      if (g_rgb) g += dot(b.to_rgb, colour_at(rgb.data, n, clean)) - b.behind;
+      if (g_normals) g += dot(b.to_normals, load3(normals.data, n));
+      if (g_predicted) g += dot(b.to_predicted, load3(predicted.data, n));
+      if (grad_rgb) {
+        const bool filler = backdrop.kind == kLastSample && i == r.samples - 1;
+        const Vec3 to_colour = (filler ? weight + (1 - b.opacity) : weight) * b.to_rgb;
+        store3(grad_rgb.data, n, clean ? finite_colour_vjp(load3(rgb.data, n), to_colour) : to_colour);
+      }
+      if (grad_normals) store3(grad_normals.data, n, weight * b.to_normals);
+      if (grad_predicted) store3(grad_predicted.data, n, weight * b.to_predicted);
     }
-    along = raymarch::warp_sum(along);
-    if (lane() == 0 && g_feature) grad_w.data[r.from + i] += along;
+    if (g_feature)
+      g += features_vjp<T, kVector>(r, k, weight, feature, channels, g_feature + ray * channels,
+                                    grad_w != nullptr, grad_feature);
+    if (grad_w && live) grad_w[r.from + i] = g;
   }
 }
 
-void composite_forward(Cuda q, In<real, kRays, kSamples> w, In<real, kRays, kEdges> t, Heads rgb, Heads normals,
-                       Heads predicted, Maybe<Payload<kRays, kSamples, kChannels>> feature,
-                       Maybe<In<real, 3>> colour, int64_t background, bool clean,
-                       Maybe<Out<real, kRays, 3>> rgb_out, Out<real, kRays> opacity, Out<real, kRays> depth,
-                       Out<real, kRays> expected, Maybe<Out<real, kRays, 3>> normals_out,
-                       Maybe<Out<real, kRays, 3>> predicted_out, Maybe<Out<real, kRays, kChannels>> feature_out) {
-  require(t.size[1] == w.size[1] + 1 && w.size[1] > 0, "t must have one edge more than there are weights per ray");
-  require(background != kColour || colour, "a constant background needs a colour");
-  launch("composite_forward", composite_forward_kernel, blocks(w.size[0], kWarpsPerBlock), kThreads, q, w, t, rgb,
-         normals, predicted, colour, background, clean, rgb_out, opacity, depth, expected, normals_out,
-         predicted_out);
-  if (!feature_out) return;
-  with_dtype(feature, [&](auto feature) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(feature.data)>>;
-    const int64_t slices = (feature.size[2] + 32 * kPerLane - 1) / (32 * kPerLane);
-    launch("composite_forward", composite_feature_forward_kernel<T>, blocks(w.size[0] * slices, kWarpsPerBlock),
-           kThreads, q, w, feature, static_cast<Out<real, kRays, kChannels>>(feature_out), slices);
+namespace {
+
+// Calls body with the feature's type and how many channels one load takes: 16 bytes where everything is
+// aligned.
+template <class Feature, class Body>
+void with_vectors(const Feature& feature, std::initializer_list<const void*> arrays, const Body& body) {
+  with_dtype(feature, [&](auto view) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(view.data)>>;
+    constexpr int kVector = 16 / sizeof(T);
+    bool aligned = view.data && view.size[2] % kVector == 0;
+    for (const void* array : arrays) aligned = aligned && reinterpret_cast<uintptr_t>(array) % 16 == 0;
+    if (aligned)
+      body(view.data, std::integral_constant<int, kVector>{});
+    else
+      body(view.data, std::integral_constant<int, 1>{});
   });
 }
 
-void composite_backward(Cuda q, In<real, kRays, kSamples> w, In<real, kRays, kEdges> t, Heads rgb, Heads normals,
-                        Heads predicted, Maybe<Payload<kRays, kSamples, kChannels>> feature,
-                        Maybe<In<real, 3>> colour, int64_t background, Maybe<In<real, kRays, 3>> g_rgb,
-                        Maybe<In<real, kRays>> g_opacity, Maybe<In<real, kRays>> g_expected,
-                        Maybe<In<real, kRays, 3>> g_normals, Maybe<In<real, kRays, 3>> g_predicted,
-                        Maybe<In<real, kRays, kChannels>> g_feature, Out<real, kRays, kSamples> grad_w,
-                        Maybe<Out<real, kRays, kSamples, 3>> grad_rgb,
-                        Maybe<Out<real, kRays, kSamples, 3>> grad_normals,
-                        Maybe<Out<real, kRays, kSamples, 3>> grad_predicted,
+void check_rays(const Weights& w, const Edges& t) {
+  require(t.size[1] == w.size[1] + 1 && w.size[1] > 0,
+          "t must have one edge more than there are weights per ray, and there must be a weight");
+}
+
+}  // namespace
+
+void composite_forward(Cuda q, In<real, kRays, kSamples> w, In<real, kRays, kEdges> t, Heads rgb,
+                       Heads normals, Heads predicted, Maybe<Payload<kRays, kSamples, kChannels>> feature,
+                       Maybe<In<real, 3>> colour, int64_t background, bool clean, RayOut rgb_out,
+                       Out<real, kRays> opacity, Out<real, kRays> depth, Out<real, kRays> expected,
+                       RayOut normals_out, RayOut predicted_out,
+                       Maybe<Out<real, kRays, kChannels>> feature_out) {
+  check_rays(w, t);
+  require(background != kColour || colour, "a constant background needs a colour");
+  const int64_t channels = feature ? feature.size[2] : 0;
+  with_vectors(feature, {feature.data}, [&](auto* data, auto vector) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+    const int64_t slices = std::max<int64_t>(1, (channels + 32 * vector - 1) / (32 * vector));
+    launch("composite_forward", composite_forward_kernel<T, vector>,
+           blocks(w.size[0] * slices, kWarpsPerBlock), kThreads, q, w, t, rgb, normals, predicted, data,
+           channels, int(slices), Backdrop{background, colour.data}, clean, rgb_out, opacity.data, depth.data,
+           expected.data, normals_out, predicted_out, channels ? feature_out.data : nullptr);
+  });
+}
+
+void composite_backward(Cuda q, In<real, kRays, kSamples> w, In<real, kRays, kEdges> t, Heads rgb,
+                        Heads normals, Heads predicted, Maybe<Payload<kRays, kSamples, kChannels>> feature,
+                        Maybe<In<real, 3>> colour, int64_t background, bool clean, PerRay g_rgb,
+                        Maybe<In<real, kRays>> g_opacity, Maybe<In<real, kRays>> g_expected, PerRay g_normals,
+                        PerRay g_predicted, RayFeature g_feature, Maybe<Out<real, kRays, kSamples>> grad_w,
+                        GradHeads grad_rgb, GradHeads grad_normals, GradHeads grad_predicted,
                         Maybe<OutPayload<kRays, kSamples, kChannels>> grad_feature) {
-  with_dtype(feature, [&](auto feature) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(feature.data)>>;
-    launch("composite_backward", composite_backward_kernel<T>, blocks(w.size[0], kWarpsPerBlock), kThreads, q, w, t,
-           rgb, normals, predicted, Maybe<In<T, kRays, kSamples, kChannels>>{feature}, colour, background, g_rgb,
-           g_opacity, g_expected, g_normals, g_predicted, g_feature, grad_w, grad_rgb, grad_normals, grad_predicted,
+  check_rays(w, t);
+  const int64_t channels = feature ? feature.size[2] : 0;
+  with_vectors(feature, {feature.data, g_feature.data, grad_feature.data}, [&](auto* data, auto vector) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+    if (grad_feature && !g_feature)
+      zero("composite_backward", grad_feature.data, size_t(w.size[0] * w.size[1] * channels) * sizeof(T), q);
+    launch("composite_backward", composite_backward_kernel<T, vector>, blocks(w.size[0], kWarpsPerBlock),
+           kThreads, q, w, t, rgb, normals, predicted, data, channels, Backdrop{background, colour.data},
+           clean, g_rgb, g_opacity.data, g_expected.data, g_normals, g_predicted,
+           channels ? g_feature.data : nullptr, grad_w.data, grad_rgb, grad_normals, grad_predicted,
            static_cast<T*>(grad_feature.data));
   });
 }

@@ -13,6 +13,16 @@ __device__ __forceinline__ real warp_inclusive_sum(real v) {
   return v;
 }
 
+// The sum over this lane and those after it.
+__device__ __forceinline__ real warp_suffix_sum(real v) {
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const real down = __shfl_down_sync(~0u, v, d);
+    if (lane() + d < 32) v += down;
+  }
+  return v;
+}
+
 __device__ __forceinline__ real warp_inclusive_max(real v) {
 #pragma unroll
   for (int d = 1; d < 32; d *= 2) v = fmaxf(v, __shfl_up_sync(~0u, v, d));  // low lanes meet themselves

@@ -11,16 +11,27 @@ struct EqualRays {
   int64_t samples;
   __device__ int64_t begin(int64_t ray) const { return ray * samples; }
 };
+// Nobody has looked at the offsets, which would mean waiting for the device: hold them within the arrays.
 struct PackedRays {
   const int64_t* offsets;
-  __device__ int64_t begin(int64_t ray) const { return offsets[ray]; }
+  int64_t samples;
+  __device__ int64_t begin(int64_t ray) const { return min(max(offsets[ray], int64_t{0}), samples); }
 };
 
-// The sum over the lanes before this one. Not the inclusive sum less the own value: that is NaN for infinities.
+// The sum over the lanes before this one (after it), of a scan that includes it. Not the scan less the own
+// value: that is NaN for infinities, and rounding noise where nothing should be left.
 __device__ __forceinline__ real lanes_before(real inclusive) {
   const real up = __shfl_up_sync(~0u, inclusive, 1);
   return lane() == 0 ? real(0) : up;
 }
+
+__device__ __forceinline__ real lanes_after(real inclusive) {
+  const real down = __shfl_down_sync(~0u, inclusive, 1);
+  return lane() == 31 ? real(0) : down;
+}
+
+// Where the last 32 of a ray's samples begin, counted from its first: a walk from the back starts there.
+__device__ __forceinline__ int64_t last_chunk(int64_t samples) { return (samples + 31) / 32 * 32 - 32; }
 
 // One warp per ray; the prefix sum of tau is a warp scan with a carry.
 template <class Rays>
@@ -46,7 +57,9 @@ __device__ __forceinline__ void store_factors(int64_t i, const real* sigma, cons
   if (grad_delta) grad_delta[i] = factor_vjp(sigma[i], grad_tau);
 }
 
-// One warp per ray, front to back; what lies behind is the ray's total less what has been passed.
+// One warp per ray, first to the back, leaving what passes each interval in an output (a lane reads only what
+// it wrote), then to the front with a scan over what lies behind. A total less what was passed would not do:
+// hidden samples would get its rounding noise for a gradient, and Adam makes full steps of noise.
 template <class Rays>
 __global__ void __launch_bounds__(kThreads)
     weights_backward_kernel(int64_t count, Rays rays, const real* sigma, const real* delta, const real* w,
@@ -54,34 +67,39 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t ray = warp();
   if (ray >= count) return;
   const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
-  real behind = 0, carry = 0;
-  for (int64_t i = begin + lane(); i < end; i += 32) behind += grad_w[i] * w[i];
-  behind = warp_sum(behind);
+  real* through = grad_sigma ? grad_sigma : grad_delta;
+  real front = 0, behind = 0;
   for (int64_t k = begin; k < end; k += 32) {
     const int64_t i = k + lane();
+    const real upto = front + warp_inclusive_sum(i < end ? sigma[i] * delta[i] : real(0));
+    if (i < end) through[i] = passing(upto);
+    front = from_lane(upto, 31);
+  }
+  for (int64_t k = begin + last_chunk(end - begin); k >= begin; k -= 32) {
+    const int64_t i = k + lane();
     const bool live = i < end;
-    const real tau = live ? sigma[i] * delta[i] : real(0), g = live ? grad_w[i] : real(0);
-    const real upto = warp_inclusive_sum(tau), before = lanes_before(upto);
-    const real passed = warp_inclusive_sum(live ? g * w[i] : real(0));
+    const real g = live ? grad_w[i] : real(0);
+    const real onwards = warp_suffix_sum(live ? g * w[i] : real(0)), after = lanes_after(onwards);
     if (live) {
-      const real grad_tau = weight_vjp(carry + before, tau, g, behind - passed);
+      const real grad_tau = weight_vjp(through[i], g, behind + after);
       store_factors(i, sigma, delta, grad_tau, grad_sigma, grad_delta);
     }
-    carry += from_lane(upto, 31);
-    behind -= from_lane(passed, 31);
+    behind += from_lane(onwards, 0);
   }
 }
 
 // One warp per ray.
 __global__ void __launch_bounds__(kThreads)
-    transmittance_forward_kernel(int64_t count, PackedRays rays, const real* sigma, const real* delta, real* front) {
+    transmittance_forward_kernel(int64_t count, PackedRays rays, const real* sigma, const real* delta,
+                                 real* front) {
   const int64_t ray = warp();
   if (ray >= count) return;
   const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
   real carry = 0;
   for (int64_t k = begin; k < end; k += 32) {
     const int64_t i = k + lane();
-    const real upto = warp_inclusive_sum(i < end ? sigma[i] * delta[i] : real(0)), before = lanes_before(upto);
+    const real upto = warp_inclusive_sum(i < end ? sigma[i] * delta[i] : real(0)),
+               before = lanes_before(upto);
     if (i < end) front[i] = transmitted(carry + before);
     carry += from_lane(upto, 31);
   }
@@ -89,18 +107,18 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     transmittance_backward_kernel(int64_t count, PackedRays rays, const real* sigma, const real* delta,
-                                  const real* front, const real* grad_front, real* grad_sigma, real* grad_delta) {
+                                  const real* front, const real* grad_front, real* grad_sigma,
+                                  real* grad_delta) {
   const int64_t ray = warp();
   if (ray >= count) return;
   const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
   real behind = 0;
-  for (int64_t i = begin + lane(); i < end; i += 32) behind += grad_front[i] * front[i];
-  behind = warp_sum(behind);
-  for (int64_t k = begin; k < end; k += 32) {
+  for (int64_t k = begin + last_chunk(end - begin); k >= begin; k -= 32) {
     const int64_t i = k + lane();
-    const real passed = warp_inclusive_sum(i < end ? grad_front[i] * front[i] : real(0));
-    if (i < end) store_factors(i, sigma, delta, passed - behind, grad_sigma, grad_delta);
-    behind -= from_lane(passed, 31);
+    const real onwards = warp_suffix_sum(i < end ? grad_front[i] * front[i] : real(0));
+    const real after = lanes_after(onwards);
+    if (i < end) store_factors(i, sigma, delta, -(behind + after), grad_sigma, grad_delta);
+    behind += from_lane(onwards, 0);
   }
 }
 
@@ -130,8 +148,9 @@ __global__ void __launch_bounds__(kThreads)
   real after = grad_front ? grad_front.data[edge + samples] : real(0);
   for (int64_t i = samples - 1; i >= 0; --i) {
     const int64_t k = ray * samples + i;
-    grad_alpha.data[k] = alpha_vjp(alpha.data[k], front.data[edge + i], epsilon, grad_w ? grad_w.data[k] : real(0),
-                                   grad_front ? grad_front.data[edge + i] : real(0), after);
+    grad_alpha.data[k] =
+        alpha_vjp(alpha.data[k], front.data[edge + i], epsilon, grad_w ? grad_w.data[k] : real(0),
+                  grad_front ? grad_front.data[edge + i] : real(0), after);
   }
 }
 
@@ -143,59 +162,64 @@ void weights_forward(Cuda q, In<real, kRays, kSamples> sigma, In<real, kRays, kS
 
 void weights_backward(Cuda q, In<real, kRays, kSamples> sigma, In<real, kRays, kSamples> delta,
                       In<real, kRays, kSamples> w, In<real, kRays, kSamples> grad_w,
-                      Maybe<Out<real, kRays, kSamples>> grad_sigma, Maybe<Out<real, kRays, kSamples>> grad_delta) {
-  launch("weights_backward", weights_backward_kernel<EqualRays>, blocks(w.size[0], kWarpsPerBlock), kThreads, q,
-         w.size[0], EqualRays{w.size[1]}, sigma.data, delta.data, w.data, grad_w.data, grad_sigma.data,
+                      Maybe<Out<real, kRays, kSamples>> grad_sigma,
+                      Maybe<Out<real, kRays, kSamples>> grad_delta) {
+  if (!grad_sigma && !grad_delta) return;
+  launch("weights_backward", weights_backward_kernel<EqualRays>, blocks(w.size[0], kWarpsPerBlock), kThreads,
+         q, w.size[0], EqualRays{w.size[1]}, sigma.data, delta.data, w.data, grad_w.data, grad_sigma.data,
          grad_delta.data);
 }
 
-void weights_packed_forward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta, In<int64_t, kEdges> offsets,
-                            Out<real, kSamples> w) {
+void weights_packed_forward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta,
+                            In<int64_t, kEdges> offsets, Out<real, kSamples> w) {
   require(offsets.size[0] >= 1, "offsets must have one number more than there are rays");
   const int64_t rays = offsets.size[0] - 1;
-  launch("weights_packed_forward", weights_forward_kernel<PackedRays>, blocks(rays, kWarpsPerBlock), kThreads, q,
-         rays, PackedRays{offsets.data}, sigma.data, delta.data, w.data);
+  launch("weights_packed_forward", weights_forward_kernel<PackedRays>, blocks(rays, kWarpsPerBlock), kThreads,
+         q, rays, PackedRays{offsets.data, sigma.size[0]}, sigma.data, delta.data, w.data);
 }
 
 void weights_packed_backward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta,
                              In<int64_t, kEdges> offsets, In<real, kSamples> w, In<real, kSamples> grad_w,
                              Maybe<Out<real, kSamples>> grad_sigma, Maybe<Out<real, kSamples>> grad_delta) {
+  require(offsets.size[0] >= 1, "offsets must have one number more than there are rays");
+  if (!grad_sigma && !grad_delta) return;
   const int64_t rays = offsets.size[0] - 1;
-  launch("weights_packed_backward", weights_backward_kernel<PackedRays>, blocks(rays, kWarpsPerBlock), kThreads, q,
-         rays, PackedRays{offsets.data}, sigma.data, delta.data, w.data, grad_w.data, grad_sigma.data,
-         grad_delta.data);
+  launch("weights_packed_backward", weights_backward_kernel<PackedRays>, blocks(rays, kWarpsPerBlock),
+         kThreads, q, rays, PackedRays{offsets.data, sigma.size[0]}, sigma.data, delta.data, w.data,
+         grad_w.data, grad_sigma.data, grad_delta.data);
 }
 
-void transmittance_forward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta, In<int64_t, kEdges> offsets,
-                           Out<real, kSamples> front) {
+void transmittance_forward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta,
+                           In<int64_t, kEdges> offsets, Out<real, kSamples> front) {
   require(offsets.size[0] >= 1, "offsets must have one number more than there are rays");
   const int64_t rays = offsets.size[0] - 1;
-  launch("transmittance_forward", transmittance_forward_kernel, blocks(rays, kWarpsPerBlock), kThreads, q, rays,
-         PackedRays{offsets.data}, sigma.data, delta.data, front.data);
+  launch("transmittance_forward", transmittance_forward_kernel, blocks(rays, kWarpsPerBlock), kThreads, q,
+         rays, PackedRays{offsets.data, sigma.size[0]}, sigma.data, delta.data, front.data);
 }
 
-void transmittance_backward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta, In<int64_t, kEdges> offsets,
-                            In<real, kSamples> front, In<real, kSamples> grad_front,
-                            Maybe<Out<real, kSamples>> grad_sigma, Maybe<Out<real, kSamples>> grad_delta) {
+void transmittance_backward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta,
+                            In<int64_t, kEdges> offsets, In<real, kSamples> front,
+                            In<real, kSamples> grad_front, Maybe<Out<real, kSamples>> grad_sigma,
+                            Maybe<Out<real, kSamples>> grad_delta) {
   const int64_t rays = offsets.size[0] - 1;
-  launch("transmittance_backward", transmittance_backward_kernel, blocks(rays, kWarpsPerBlock), kThreads, q, rays,
-         PackedRays{offsets.data}, sigma.data, delta.data, front.data, grad_front.data, grad_sigma.data,
-         grad_delta.data);
+  launch("transmittance_backward", transmittance_backward_kernel, blocks(rays, kWarpsPerBlock), kThreads, q,
+         rays, PackedRays{offsets.data, sigma.size[0]}, sigma.data, delta.data, front.data, grad_front.data,
+         grad_sigma.data, grad_delta.data);
 }
 
 void weights_from_alpha_forward(Cuda q, In<real, kRays, kSamples> alpha, Out<real, kRays, kSamples> w,
                                 Out<real, kRays, kEdges> front, double epsilon) {
   require(front.size[1] == alpha.size[1] + 1, "transmittance must have one edge more than alpha has samples");
-  launch("weights_from_alpha_forward", weights_from_alpha_forward_kernel, blocks(alpha.size[0], kThreads), kThreads,
-         q, alpha, w, front, real(epsilon));
+  launch("weights_from_alpha_forward", weights_from_alpha_forward_kernel, blocks(alpha.size[0], kThreads),
+         kThreads, q, alpha, w, front, real(epsilon));
 }
 
 void weights_from_alpha_backward(Cuda q, In<real, kRays, kSamples> alpha, In<real, kRays, kEdges> front,
                                  Maybe<In<real, kRays, kSamples>> grad_w,
-                                 Maybe<In<real, kRays, kEdges>> grad_front, Out<real, kRays, kSamples> grad_alpha,
-                                 double epsilon) {
-  launch("weights_from_alpha_backward", weights_from_alpha_backward_kernel, blocks(alpha.size[0], kThreads), kThreads,
-         q, alpha, front, grad_w, grad_front, grad_alpha, real(epsilon));
+                                 Maybe<In<real, kRays, kEdges>> grad_front,
+                                 Out<real, kRays, kSamples> grad_alpha, double epsilon) {
+  launch("weights_from_alpha_backward", weights_from_alpha_backward_kernel, blocks(alpha.size[0], kThreads),
+         kThreads, q, alpha, front, grad_w, grad_front, grad_alpha, real(epsilon));
 }
 
 }  // namespace raymarch

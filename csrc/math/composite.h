@@ -1,10 +1,13 @@
 // What compositing does with sums along a ray: background, expected depth, unit normals.
 #pragma once
+#include <limits>
+
 #include "math/vec.h"
 
 namespace raymarch {
 
-enum Background : int64_t { kNoBackground, kColour, kLastSample };
+// What fills the rest of a ray's colour. The order is the one of ops/composite.py.
+enum Background : int64_t { kNoBackground, kColour, kLastSample, kWhite };
 
 constexpr real kLeastOpacity = real(1e-10);  // keeps the mean distance of an empty ray finite
 constexpr real kLeastLength = real(1e-10);   // keeps the direction of a zero normal finite
@@ -28,10 +31,22 @@ RM_HD Vec3 unit_normal_vjp(Vec3 n, Vec3 g) {
   return inverse * (g - (dot(n, g) * inverse / r) * n);
 }
 
-// For evaluation: NaN becomes 0 and a colour lies in 0 .. 1.
-RM_HD Vec3 finite_colour(Vec3 c) {
-  return {c.x == c.x ? c.x : real(0), c.y == c.y ? c.y : real(0), c.z == c.z ? c.z : real(0)};
+// For evaluation: NaN becomes 0, an infinity the largest number, and the colour of a ray lies in 0 .. 1.
+// Where that changed a number no gradient flows.
+RM_HD real finite(real x) {
+  constexpr real most = std::numeric_limits<real>::max();
+  return x == x ? clamp(x, -most, most) : real(0);
 }
+RM_HD real finite_vjp(real x, real g) { return x - x == 0 ? g : real(0); }
+RM_HD Vec3 finite_colour(Vec3 c) { return {finite(c.x), finite(c.y), finite(c.z)}; }
+RM_HD Vec3 finite_colour_vjp(Vec3 c, Vec3 g) {
+  return {finite_vjp(c.x, g.x), finite_vjp(c.y, g.y), finite_vjp(c.z, g.z)};
+}
+
+RM_HD real displayable_vjp(real x, real g) { return x >= 0 && x <= 1 ? g : real(0); }
 RM_HD Vec3 displayable(Vec3 c) { return {clamp(c.x, 0, 1), clamp(c.y, 0, 1), clamp(c.z, 0, 1)}; }
+RM_HD Vec3 displayable_vjp(Vec3 c, Vec3 g) {
+  return {displayable_vjp(c.x, g.x), displayable_vjp(c.y, g.y), displayable_vjp(c.z, g.z)};
+}
 
 }  // namespace raymarch

@@ -10,6 +10,7 @@ from raymarch.ops.composite import composite
 from raymarch.ops.weights import weights
 from raymarch.types import Field, Proposal, Rays, Rendering, Samples
 
+BACKGROUNDS = ("last_sample", "black", "white", "random")
 FEATURE_PATHS = ("deferred", "per_sample")
 DEPTH_CLIPS = ("ray", "batch")
 
@@ -24,15 +25,13 @@ class RendererConfig:
 class Renderer(nn.Module):
     def __init__(self, config: RendererConfig):
         super().__init__()
-        if config.feature_path not in FEATURE_PATHS:
-            raise ValueError(
-                f"model.renderer.feature_path is {config.feature_path!r}, expected one of {', '.join(FEATURE_PATHS)}"
-            )
-        if config.expected_depth_clip not in DEPTH_CLIPS:
-            raise ValueError(
-                f"model.renderer.expected_depth_clip is {config.expected_depth_clip!r}, "
-                f"expected one of {', '.join(DEPTH_CLIPS)}"
-            )
+        for name, known in (
+            ("background", BACKGROUNDS),
+            ("feature_path", FEATURE_PATHS),
+            ("expected_depth_clip", DEPTH_CLIPS),
+        ):
+            if (value := getattr(config, name)) not in known:
+                raise ValueError(f"model.renderer.{name} is {value!r}, expected one of {', '.join(known)}")
         self.config = config
 
     def forward(

@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, empty_like
 
 from raymarch.ops._op import differentiable, launch, op
 
-NONE, COLOUR, LAST_SAMPLE = range(3)  # as in math/composite.h
+NONE, COLOUR, LAST_SAMPLE, WHITE = range(4)  # as in math/composite.h
 
 
 class Composite(NamedTuple):
@@ -61,42 +60,38 @@ def composite_backward(
     feature: Tensor | None,
     colour: Tensor | None,
     background: int,
+    clean: bool,
     g_rgb: Tensor | None,
     g_opacity: Tensor | None,
     g_expected: Tensor | None,
     g_normals: Tensor | None,
     g_predicted: Tensor | None,
     g_feature: Tensor | None,
+    needs_w: bool,
     needs_rgb: bool,
     needs_normals: bool,
     needs_predicted: bool,
     needs_feature: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad_w = empty_like(w)
-    heads = (
-        (rgb, needs_rgb),
-        (normals, needs_normals),
-        (predicted, needs_predicted),
-        (feature, needs_feature),
-    )
-    grads = [empty_like(head) if head is not None and needs else None for head, needs in heads]
+    needs = (needs_w, needs_rgb, needs_normals, needs_predicted, needs_feature)
+    inputs = (w, rgb, normals, predicted, feature)
+    grads = [empty_like(x) if x is not None and need else None for x, need in zip(inputs, needs, strict=True)]
     launch(
-        "composite_backward", w, t, rgb, normals, predicted, feature, colour, background, g_rgb, g_opacity,
-        g_expected, g_normals, g_predicted, g_feature, grad_w, *grads,
+        "composite_backward", w, t, rgb, normals, predicted, feature, colour, background, clean, g_rgb,
+        g_opacity, g_expected, g_normals, g_predicted, g_feature, *grads,
     )  # fmt: skip
-    return (grad_w, *(w.new_empty(0) if g is None else g for g in grads))
+    found = [w.new_empty(0) if g is None else g for g in grads]
+    return found[0], found[1], found[2], found[3], found[4]
 
 
 def _backward(inputs, saved, grads, needs):
-    w, t, rgb, normals, predicted, feature, colour, background, _ = inputs
     g_rgb, g_opacity, _, g_expected, g_normals, g_predicted, g_feature = grads
+    needs = (needs[0], *needs[2:6])
     found = composite_backward(
-        w, t, rgb, normals, predicted, feature, colour, background, g_rgb, g_opacity, g_expected, g_normals,
-        g_predicted, g_feature, *needs[2:6],
-    )  # fmt: skip
-    heads = [g if g.numel() or need else None for g, need in zip(found[1:], needs[2:6], strict=True)]
-    heads = [g if need else None for g, need in zip(heads, needs[2:6], strict=True)]
-    return found[0], None, *heads, None, None, None
+        *inputs, g_rgb, g_opacity, g_expected, g_normals, g_predicted, g_feature, *needs
+    )
+    w, *heads = (g if need else None for g, need in zip(found, needs, strict=True))
+    return w, None, *heads, None, None, None
 
 
 _composite = differentiable(composite_forward, _backward, fixed=(2,))
@@ -117,7 +112,8 @@ def composite(
     rgb, normals, predicted_normals [R, S, 3] float32; feature [R, S, F] float32, float16 or bfloat16, summed in
     float32. `background` fills what opacity leaves of rgb: "last_sample" (the colour of the ray's last sample),
     "black", "white", "random" (nothing: the loss adds one random colour to both sides) or a colour [3].
-    `clean`, for evaluation without gradients, replaces NaN colours by 0 and clamps rgb to 0..1.
+    `clean`, for evaluation, replaces colours that are not finite (NaN by 0) and clamps rgb to 0..1; no gradient
+    flows through a number it changed.
 
     Gradients reach weights and heads; the median depth and t have none. ValueError for shapes that do not fit
     and for an unknown background.
@@ -125,11 +121,7 @@ def composite(
     mode, colour = _background(background, weights)
     heads = [None if h is None else h.contiguous() for h in (rgb, normals, predicted_normals, feature)]
     arguments = (weights.contiguous(), t.detach().contiguous(), *heads, colour, mode, clean)
-    if clean:
-        with torch.no_grad():
-            out = composite_forward(*arguments)
-    else:
-        out = _composite(*arguments)
+    out = _composite(*arguments)
     present = [h is not None for h in heads]
     return Composite(
         out[0] if present[0] else None,
@@ -143,9 +135,7 @@ def _background(background: str | Tensor, like: Tensor) -> tuple[int, Tensor | N
         if background.shape != (3,):
             raise ValueError(f"composite: background has shape {tuple(background.shape)}, expected [3]")
         return COLOUR, background.to(like)
-    if background == "white":
-        return COLOUR, torch.ones(3, dtype=like.dtype, device=like.device)
-    modes = {"last_sample": LAST_SAMPLE, "black": NONE, "random": NONE}
+    modes = {"last_sample": LAST_SAMPLE, "black": NONE, "random": NONE, "white": WHITE}
     if background not in modes:
         raise ValueError(
             f"composite: background is {background!r}, expected last_sample, black, white, random or a colour"
