@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raymarch.config import Config, preset
+from raymarch.config import Config, TrainConfig, preset
 from raymarch.data.alignment import align
 from raymarch.data.scene import Scene
 from raymarch.data.synthetic import SyntheticScene, feature_maps, make_scene
@@ -17,12 +17,14 @@ from raymarch.features.query import mask, similarity
 from raymarch.model import Model
 from raymarch.train.evaluate import render_image
 from raymarch.train.metrics import psnr, ssim
+from raymarch.train.optim import GroupConfig, OptimConfig
 from raymarch.train.runs import start, subset
 from raymarch.train.trainer import Progress, Trainer
 from raymarch.types import Cameras
 
 SIZE = 96  # pixels on a side
 VIEWS, TEST_VIEWS = 40, 6
+STEPS = 1200
 NOISE_DEGREES, NOISE_TRANSLATION = 1.0, 0.01  # put on every training pose; the furthest camera is at 1
 QUERIES = ("red ball", "mug")
 THRESHOLD = 0.5  # of the paired similarity: a pixel is the object when it is likelier than every other name
@@ -37,14 +39,21 @@ def demo_config(steps: int | None, feature_width: int) -> Config:
         model.poses, mode="SO3xR3", compose="camera", translation_penalty=0.0, rotation_penalty=0.0
     )
     trainer = config.train.trainer
-    if steps is not None:
-        trainer = replace(trainer, steps=steps)
+    trainer = replace(trainer, steps=steps if steps is not None else STEPS)
     trainer = replace(trainer, save_every=max(trainer.steps, 1))
     return replace(
         config,
-        model=replace(model, fields=fields, poses=poses),
-        train=replace(config.train, trainer=trainer),
+        # The distortion loss would rather see nothing than something: a far ground it leaves to the last sample.
+        model=replace(model, fields=fields, poses=poses, losses=replace(model.losses, distortion=0.0)),
+        train=TrainConfig(trainer, paced(config.train.optim, trainer.steps)),
     )
+
+
+def paced(optim: OptimConfig, steps: int) -> OptimConfig:
+    """Learning rates that fall over the whole run; poses wait until there is something to align with."""
+    groups = {g: replace(getattr(optim, g), decay_steps=steps) for g in ("fields", "proposals", "feature")}
+    poses = GroupConfig(lr=2e-3, lr_final=1e-4, decay_steps=steps, warmup=min(250, steps // 4))
+    return replace(optim, poses=poses, **groups)
 
 
 def demo_scene(truth: SyntheticScene) -> Scene:
