@@ -48,7 +48,11 @@ CASES = {
         weights_packed, _per_ray(_weights), _ragged, bytes_per_ray=576, differentiable=(0, 1), tolerance=2e-6
     ),
     "weights_from_alpha": Case(
-        weights_from_alpha, _from_alpha, lambda n: (0.3 * torch.rand(n, 48),), bytes_per_ray=580, differentiable=(0,)
+        weights_from_alpha,
+        _from_alpha,
+        lambda n: (0.3 * torch.rand(n, 48),),
+        bytes_per_ray=580,
+        differentiable=(0,),
     ),
     "transmittance": Case(transmittance, _front, _rays, bytes_per_ray=576, differentiable=(0, 1)),
 }

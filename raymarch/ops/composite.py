@@ -39,8 +39,8 @@ def composite_forward(
     opacity, depth, expected = w.new_empty(rays), w.new_empty(rays), w.new_empty(rays)
     given = [None if head is None else o for head, o in zip((rgb, normals, predicted), out, strict=True)]
     launch(
-        "composite_forward", w, t, rgb, normals, predicted, feature, colour, background, clean, given[0], opacity,
-        depth, expected, given[1], given[2], None if feature is None else feature_out,
+        "composite_forward", w, t, rgb, normals, predicted, feature, colour, background, clean, given[0],
+        opacity, depth, expected, given[1], given[2], None if feature is None else feature_out,
     )  # fmt: skip
     return out[0], opacity, depth, expected, *_distinct(out[1], out[2], feature_out)
 
@@ -87,7 +87,9 @@ def composite_backward(
 def _backward(inputs, saved, grads, needs):
     g_rgb, g_opacity, _, g_expected, g_normals, g_predicted, g_feature = grads
     needs = (needs[0], *needs[2:6])
-    found = composite_backward(*inputs, g_rgb, g_opacity, g_expected, g_normals, g_predicted, g_feature, *needs)
+    found = composite_backward(
+        *inputs, g_rgb, g_opacity, g_expected, g_normals, g_predicted, g_feature, *needs
+    )
     w, *heads = (g if need else None for g, need in zip(found, needs, strict=True))
     return w, None, *heads, None, None, None
 
@@ -107,11 +109,11 @@ def composite(
 ) -> Composite:
     """Composite heads along rays with weights [R, S] and edges t [R, S + 1].
 
-    rgb, normals, predicted_normals [R, S, 3] float32; feature [R, S, F] float32, float16 or bfloat16, summed in
-    float32. `background` fills what opacity leaves of rgb: "last_sample" (the colour of the ray's last sample),
-    "black", "white", "random" (nothing: the loss adds one random colour to both sides) or a colour [3].
-    `clean`, for evaluation, replaces colours that are not finite (NaN by 0) and clamps rgb to 0..1; no gradient
-    flows through a number it changed.
+    rgb, normals, predicted_normals [R, S, 3] float32; feature [R, S, F] float32, float16 or bfloat16, summed
+    in float32. `background` fills what opacity leaves of rgb: "last_sample" (the colour of the ray's last
+    sample), "black", "white", "random" (nothing: the loss adds one random colour to both sides) or a colour
+    [3]. `clean`, for evaluation, replaces colours that are not finite (NaN by 0) and clamps rgb to 0..1; no
+    gradient flows through a number it changed.
 
     Gradients reach weights and heads; the median depth and t have none. ValueError for shapes that do not fit
     and for an unknown background.
