@@ -88,7 +88,10 @@ def train_row(row: str, scene: Scene, seed: int, device: torch.device) -> dict[s
         for _ in trainer.iterate(mark):
             pass
         rows = [r for r, _ in evaluate(trainer.model, cameras, photos, names, scene.background)]
-        values = {"psnr": statistics.fmean(r.psnr for r in rows), "ssim": statistics.fmean(r.ssim for r in rows)}
+        values = {
+            "psnr": statistics.fmean(r.psnr for r in rows),
+            "ssim": statistics.fmean(r.ssim for r in rows),
+        }
         if scene.features is not None:
             values["feature_cosine"] = held_out_cosine(trainer.model, scene, device)
         values["train_seconds"] = trainer.seconds
@@ -103,7 +106,11 @@ def mean_over_seeds(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[s
     for mark in runs[0]:
         found[mark] = {k: statistics.fmean(r[mark][k] for r in runs) for k in runs[0][mark]}
         psnrs = [r[mark]["psnr"] for r in runs]
-        found[mark]["psnr_min"], found[mark]["psnr_max"], found[mark]["seeds"] = min(psnrs), max(psnrs), len(runs)
+        found[mark]["psnr_min"], found[mark]["psnr_max"], found[mark]["seeds"] = (
+            min(psnrs),
+            max(psnrs),
+            len(runs),
+        )
     return found
 
 
@@ -168,4 +175,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-

@@ -36,7 +36,9 @@ def trainer_for(row: str, rays: int, normals: bool, scene, device: torch.device)
         fields = replace(fields, radiance=replace(fields.radiance, predicted_normals=True))
     trainer = replace(config.train.trainer, rays=rays, steps=20_000, log_every=1000)
     model = replace(config.model, fields=fields)
-    return start(scene, replace(config, model=model, train=replace(config.train, trainer=trainer)), device=device)
+    return start(
+        scene, replace(config, model=model, train=replace(config.train, trainer=trainer)), device=device
+    )
 
 
 def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
@@ -113,7 +115,10 @@ def main() -> None:
             merge("steps", {name: time_steps(trainer, 2 * timed, timed)}, command)
         if "frames" in args.what and name == "f3rm_4096":
             cameras = subset(photos.cameras, photos.test, device)
-            plain, full = frozenset({"rgb", "depth", "opacity"}), frozenset({"rgb", "depth", "opacity", "feature"})
+            plain, full = (
+                frozenset({"rgb", "depth", "opacity"}),
+                frozenset({"rgb", "depth", "opacity", "feature"}),
+            )
             frames = {"rgb_exact": time_frame(trainer.model, cameras, plain)}
             frames["features_exact"] = time_frame(trainer.model, cameras, full)
             print(frames, flush=True)

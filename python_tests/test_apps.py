@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def raymarch(*words, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "raymarch.apps", *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=300
+        [sys.executable, "-m", "raymarch.apps", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
     )
 
 
@@ -123,7 +127,9 @@ def test_train_eval_resume_on_a_folder_of_photos(tmp_path):
     done = raymarch("resume", run, "--steps", 20, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "step-000000020" in str(list((run / "checkpoints").iterdir()))
-    assert "already holds a run" in refused("train", scene, "--preset", "tiny", "--out", run, "--device", "cpu")
+    assert "already holds a run" in refused(
+        "train", scene, "--preset", "tiny", "--out", run, "--device", "cpu"
+    )
 
 
 def test_bad_input_gets_one_sentence(tmp_path):

@@ -157,7 +157,9 @@ def test_adam_is_torch_adam(device, decay, size):
 
 def test_learning_rates_are_nerfstudios():  # oracle O74
     at = learning_rate(GroupConfig(1e-2, 1e-4, 200_000), torch.tensor([1000, 15000, 30000]))
-    torch.testing.assert_close(at, torch.tensor([0.00977237, 0.00707946, 0.00501187]).double(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        at, torch.tensor([0.00977237, 0.00707946, 0.00501187]).double(), rtol=1e-5, atol=0
+    )
     at = learning_rate(GroupConfig(1e-3, 1e-4, 5000), torch.tensor([1000, 2500]))
     torch.testing.assert_close(at, torch.tensor([6.309573e-4, 3.162278e-4]).double(), rtol=1e-5, atol=0)
     at = learning_rate(GroupConfig(1e-2, 1e-2, 1000, warmup=100), torch.tensor([25, 50]))

@@ -174,7 +174,9 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         if len(kinds) == 2 and kinds[1] is Ellipsis:
             return tuple(_typed(kinds[0], v, f"{name}[{i}]") for i, v in enumerate(value))
         if len(kinds) == len(value):
-            return tuple(_typed(k, v, f"{name}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+            return tuple(
+                _typed(k, v, f"{name}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+            )
     elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return _from_dict(hint, value, name + ".")
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -201,5 +203,3 @@ def _from_dict(kind: Any, values: dict[str, Any], prefix: str) -> Any:
         if name not in hints:
             raise ConfigError(f"unknown setting {prefix + name!r}{_nearest(name, hints)}")
     return kind(**{name: _typed(hints[name], value, prefix + name) for name, value in values.items()})
-
-

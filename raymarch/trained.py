@@ -37,7 +37,9 @@ class TrainedScene(OpenRun):
         cameras = self.train_cameras() if which == "train" else self.test_cameras()
         count = len(cameras.size)
         if which not in ("train", "test") or not 0 <= index < count:
-            raise IndexError(f"camera({which!r}, {index}): there are {len(self.train)} train and {len(self.test)} test cameras")
+            raise IndexError(
+                f"camera({which!r}, {index}): there are {len(self.train)} train and {len(self.test)} test cameras"
+            )
         return subset(cameras, (index,), self.device)
 
     def render(self, camera: Cameras, heads: Iterable[str] = ("rgb", "depth")) -> dict[str, Tensor]:

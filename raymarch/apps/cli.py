@@ -103,7 +103,7 @@ class UserStop(RuntimeError):
     """Ctrl-C."""
 
 
-def eval(  # noqa: A001
+def eval(
     run: Positional[Path], data: Path | None = None, images: bool = True, device: Device = "auto"
 ) -> None:
     """Measure a run on its held-out photos; writes metrics.json and pictures beside it.
@@ -176,7 +176,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command. What a user can mend is told in one sentence; exit status 1."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="raymarch", description="Fused ray marching for radiance and feature fields.", args=argv
+            COMMANDS,
+            prog="raymarch",
+            description="Fused ray marching for radiance and feature fields.",
+            args=argv,
         )
     except Exception as error:
         if not _mendable(error):
@@ -203,7 +206,7 @@ def _mendable(error: Exception) -> bool:
         )
         return True
     ours = (ConfigError, SceneError, CheckpointError, DeviceError, TrainingError, OutOfMemory, UserStop)
-    return isinstance(error, ours) or isinstance(error, (FileNotFoundError, IndexError)) and _direct(error)
+    return isinstance(error, ours) or (isinstance(error, (FileNotFoundError, IndexError)) and _direct(error))
 
 
 def _direct(error: Exception) -> bool:

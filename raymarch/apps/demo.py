@@ -33,7 +33,9 @@ def demo_config(steps: int | None, feature_width: int) -> Config:
     config = preset("tiny")
     model = config.model
     fields = replace(model.fields, feature=replace(model.fields.feature, width=feature_width))
-    poses = replace(model.poses, mode="SO3xR3", compose="camera", translation_penalty=0.0, rotation_penalty=0.0)
+    poses = replace(
+        model.poses, mode="SO3xR3", compose="camera", translation_penalty=0.0, rotation_penalty=0.0
+    )
     trainer = config.train.trainer
     if steps is not None:
         trainer = replace(trainer, steps=steps)
@@ -79,7 +81,9 @@ class DemoResult:
     pose_curves: tuple[list[float], ...]  # per camera: rotation before, after, translation before, after
 
 
-def train_demo(steps: int | None = None, device: str = "auto", run: Path | None = None, on_progress=None) -> DemoResult:
+def train_demo(
+    steps: int | None = None, device: str = "auto", run: Path | None = None, on_progress=None
+) -> DemoResult:
     """Make the scene, train on it, and measure against the truth."""
     began = time.perf_counter()
     truth = make_scene(VIEWS, TEST_VIEWS, SIZE, 0, NOISE_DEGREES, NOISE_TRANSLATION)
@@ -126,7 +130,10 @@ def measure(
         angles.append(torch.rad2deg(cosine.acos())[solid])
         for name in QUERIES:
             frame[f"similarity {name}"] = query(frame["feature"], truth, name)
-            found, real = mask(frame[f"similarity {name}"], THRESHOLD), truth.ids[index] == truth.names.index(name)
+            found, real = (
+                mask(frame[f"similarity {name}"], THRESHOLD),
+                truth.ids[index] == truth.names.index(name),
+            )
             hits[name].append(torch.stack([(found & real).sum(), (found | real).sum()]))
         frames.append(frame)
     depth_scale = truth.depth[list(truth.test)].median()
@@ -157,8 +164,8 @@ def query(feature: Tensor, truth: SyntheticScene, name: str) -> Tensor:
 
 def run(out: Path, steps: int | None, device: str) -> Path:
     """Train, measure and write the page into `out`; returns the page's path."""
-    from rich.console import Console
     from rich import progress as rich_progress
+    from rich.console import Console
 
     from raymarch.apps.demo_page import write_demo_page
     from raymarch.train.checkpoint import saved
@@ -177,7 +184,9 @@ def run(out: Path, steps: int | None, device: str) -> Path:
         task = bar.add_task("", total=None, psnr="")
 
         def show(progress: Progress, total: int) -> None:
-            bar.update(task, total=total, completed=progress.step, psnr=f"{progress.psnr:5.2f} dB on its rays")
+            bar.update(
+                task, total=total, completed=progress.step, psnr=f"{progress.psnr:5.2f} dB on its rays"
+            )
 
         result = train_demo(steps, device, out / "run", show)
     return write_demo_page(result, out)

@@ -43,7 +43,9 @@ def write_demo_page(result: DemoResult, out: Path) -> Path:
         Text("Run", facts=facts(result)),
     ]
     record = {"config": to_dict(result.trainer.full_config), "protocol": PROTOCOL, "raw": result.metrics}
-    summary = "A built-in scene, learnt from 40 pictures whose cameras were perturbed, seen from held-out cameras."
+    summary = (
+        "A built-in scene, learnt from 40 pictures whose cameras were perturbed, seen from held-out cameras."
+    )
     return write_report(out, "raymarch demo", sections, summary, record)
 
 
@@ -57,7 +59,16 @@ def metrics(result: DemoResult) -> list[Metric]:
     ]  # fmt: skip
     for name in QUERIES:
         words = f"Pixels whose similarity to '{name}' exceeds {THRESHOLD:g} against the true object, over all held-out views"
-        found.append(Metric(f"iou_{name.replace(' ', '_')}", f"Query IoU: {name}", m[f"iou {name}"], words, "", (">=", 0.75)))
+        found.append(
+            Metric(
+                f"iou_{name.replace(' ', '_')}",
+                f"Query IoU: {name}",
+                m[f"iou {name}"],
+                words,
+                "",
+                (">=", 0.75),
+            )
+        )
     found += [
         Metric("rotation_error_before_deg", "Rotation error before", m["rotation_error_before_deg"], "Median over training cameras after similarity alignment", "°"),
         Metric("rotation_error_after_deg", "Rotation error after", m["rotation_error_after_deg"], "The same after training; the goal is a fifth of what was injected", "°", ("<=", NOISE_DEGREES / 5)),

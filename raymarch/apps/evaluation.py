@@ -23,7 +23,9 @@ def evaluate_run(run: Path, data: Path | None, images: bool, device: str) -> Ite
     scene = load(data, **(source["options"] if source else {})) if data else reload_scene(opened.meta, run)
     names = [opened.names[i] for i in opened.test]
     if [scene.names[i] for i in scene.test] != names:
-        raise ConfigError(f"{data or source['path']} holds other held-out photos than {run} was trained without")
+        raise ConfigError(
+            f"{data or source['path']} holds other held-out photos than {run} was trained without"
+        )
     out = run / "eval"
     out.mkdir(exist_ok=True)
     rows = []

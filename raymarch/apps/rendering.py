@@ -45,7 +45,9 @@ def render_run(
         yield str(out / stem)
 
 
-def _cameras(scene: TrainedScene, poses: Path | None, views: tuple[str, ...]) -> Iterator[tuple[str, Cameras]]:
+def _cameras(
+    scene: TrainedScene, poses: Path | None, views: tuple[str, ...]
+) -> Iterator[tuple[str, Cameras]]:
     if poses is not None:
         names, cameras = read_cameras(poses, scene.world_from_scene)
         for i, name in enumerate(names):

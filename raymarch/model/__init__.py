@@ -92,7 +92,9 @@ class Model(nn.Module):
         detach = self.config.fields.feature.detach_weights
         return self.renderer(rays, samples, field, proposals, train, detach)
 
-    def losses(self, rendering: Rendering, pixels: Pixels, counter: Tensor | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, rendering: Rendering, pixels: Pixels, counter: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Named losses, each already weighted; training minimises their sum."""
         return losses(
             rendering,
@@ -115,4 +117,3 @@ class Model(nn.Module):
 
 
 __all__ = ["HEADS", "Model", "ModelConfig"]
-

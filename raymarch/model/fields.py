@@ -209,7 +209,9 @@ class FeatureField(nn.Module):
         self.config, self.norm = config, norm
         parts = config.encoding.split("+")
         if set(parts) - {"grid", "pe"}:
-            raise ValueError(f"fields.feature.encoding: expected grid+pe, grid or pe, got {config.encoding!r}")
+            raise ValueError(
+                f"fields.feature.encoding: expected grid+pe, grid or pe, got {config.encoding!r}"
+            )
         self.grid = config.grid.build() if "grid" in parts else None
         self.fourier = Fourier(config.frequencies, "tcnn") if "pe" in parts else None
         inputs = sum(e.outputs for e in (self.grid, self.fourier) if e is not None)
@@ -228,7 +230,9 @@ class FeatureField(nn.Module):
         """Hidden activations [R, S, H]."""
         if self.config.detach_positions:
             rays = replace(rays, origins=rays.origins.detach(), directions=rays.directions.detach())
-        return self.hidden(unit_positions(rays, samples, self.norm)).view(*samples.t.shape[:1], -1, self.config.hidden)
+        return self.hidden(unit_positions(rays, samples, self.norm)).view(
+            *samples.t.shape[:1], -1, self.config.hidden
+        )
 
 
 class Fields(nn.Module):

@@ -68,7 +68,9 @@ def render_image(
                         "(model.sampler.samples) or render fewer heads"
                     ) from None
                 step = max(1, step // 2)
-        return {k: torch.cat([p[k] for p in parts]).view(height, width, *parts[0][k].shape[1:]) for k in parts[0]}
+        return {
+            k: torch.cat([p[k] for p in parts]).view(height, width, *parts[0][k].shape[1:]) for k in parts[0]
+        }
     finally:
         torch.set_num_threads(threads)
         model.train(was_training)

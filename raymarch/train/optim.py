@@ -51,7 +51,8 @@ class Adam:
         self.first = {name: [torch.zeros_like(p) for p in params] for name, params in groups.items()}
         self.second = {name: [torch.zeros_like(p) for p in params] for name, params in groups.items()}
         self.steps = {
-            name: torch.zeros(1, dtype=torch.int64, device=params[0].device) for name, params in groups.items()
+            name: torch.zeros(1, dtype=torch.int64, device=params[0].device)
+            for name, params in groups.items()
         }
 
     def step(self, rates: dict[str, Tensor], healthy: Tensor) -> None:
