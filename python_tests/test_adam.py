@@ -160,7 +160,7 @@ def test_an_optimiser_that_keeps_the_copy_leaves_nothing_to_refresh(device):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_other_changes_of_a_kept_table_are_seen(device, training):
-    grid, optim, rates = a_grid(device)
+    grid, optim, _ = a_grid(device)
     grid.train(training)
     x = torch.rand(50, 3, device=device)
     with optim.keeping_copies():

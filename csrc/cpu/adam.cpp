@@ -28,6 +28,14 @@ static void adam_block(const AdamStep& a, int64_t count, real* __restrict parame
   for (int64_t i = 0; i < count; ++i) parameter[i] = adam(a, parameter[i], gradient[i], first[i], second[i]);
 }
 
+template <class T>
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+void copy_block(int64_t count, const real* __restrict from, T* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(from[i]);
+}
+
 void adam(Cpu, Several<Out<real, kParams>> parameters, Several<In<real, kParams>> gradients,
           Several<Out<real, kParams>> first, Several<Out<real, kParams>> second,
           Several<Maybe<OutPayload<kParams>>> stored, Several<In<float, 1>> rates,
@@ -54,10 +62,7 @@ void adam(Cpu, Several<Out<real, kParams>> parameters, Several<In<real, kParams>
     }
     adam_block(step[k], size, parameter, gradient, first.item[k].data + from, second.item[k].data + from);
     if (stored.item[k])
-      with_dtype(stored.item[k], [&](auto copy) {
-        using T = std::remove_pointer_t<decltype(copy.data)>;
-        for (int64_t i = 0; i < size; ++i) copy.data[from + i] = from_float<T>(parameter[i]);
-      });
+      with_dtype(stored.item[k], [&](auto copy) { copy_block(size, parameter, copy.data + from); });
   });
   healthy.data[0] = good;
 }

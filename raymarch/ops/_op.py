@@ -19,7 +19,8 @@ _library = torch.library.Library("raymarch", "DEF")
 def launch(kernel: str, *args) -> None:
     """Run a native kernel on real tensors. Tracing asks only for shapes, so fakes do nothing.
 
-    The first argument is a tensor, or a list of them; where the op has geometry, a geometry tensor: its dtype picks the build.
+    The first argument is a tensor or a list of them; where the op has geometry, a geometry tensor: its dtype
+    picks the build.
     """
     first = args[0][0] if isinstance(args[0], list) else args[0]
     if isinstance(first, FakeTensor) or first.is_meta:

@@ -74,7 +74,7 @@ class Adam:
     def keeping_copies(self) -> Iterator[None]:
         """While open, `step` writes the half copies of tables too, so that forward passes need not.
 
-        Only this optimiser may change the tables meanwhile. CUDA graphs are to be captured and replayed inside.
+        Only this optimiser may change the tables meanwhile. Capture and replay CUDA graphs inside.
         """
         for grid in self.grids.values():
             grid.refresh()
@@ -93,7 +93,7 @@ class Adam:
             grid.mark_current()
 
     def step(self, rates: dict[str, Tensor], healthy: Tensor) -> None:
-        """Update every group from `.grad`; `rates[name]` [1] float32 and `healthy` [1] bool are on the device."""
+        """Update every group from `.grad`. `rates[name]` [1] float32 and `healthy` [1] bool lie on its device."""
         items, kept = [], []
         for name, params in self.groups.items():
             group: GroupConfig = getattr(self.config, name)
