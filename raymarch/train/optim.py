@@ -93,7 +93,7 @@ class Adam:
             grid.mark_current()
 
     def step(self, rates: dict[str, Tensor], healthy: Tensor) -> None:
-        """Update every group from `.grad`. `rates[name]` [1] float32 and `healthy` [1] bool lie on its device."""
+        """Update every group from `.grad`. `rates[name]` [1] float32, `healthy` [1] bool: on the device."""
         items, kept = [], []
         for name, params in self.groups.items():
             group: GroupConfig = getattr(self.config, name)
