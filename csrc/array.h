@@ -28,9 +28,9 @@ enum Dim : int {
   kBytes = -13,     // raw storage
   kDims = 14
 };
-constexpr const char* kDimNames[kDims] = {"",        "rays", "samples",    "edges",   "points",
-                                          "channels", "cameras", "fine samples", "fine edges", "entries",
-                                          "parameters", "inputs", "outputs", "bytes"};
+constexpr const char* kDimNames[kDims] = {"",           "rays",    "samples",      "edges",      "points",
+                                          "channels",   "cameras", "fine samples", "fine edges", "entries",
+                                          "parameters", "inputs",  "outputs",      "bytes"};
 
 template <class T, int... Dims>
 struct View {
@@ -46,6 +46,15 @@ using Out = View<T, Dims...>;
 // An argument that may be None: data is null then.
 template <class V>
 struct Maybe : V {};
+
+// Arguments of one kind, as many as the caller lists. Lists of one call are equally long, and a dimension
+// named in them is free again from one place to the next.
+constexpr int kSeveral = 32;
+template <class V>
+struct Several {
+  V item[kSeveral];
+  int count;
+};
 
 // An array whose element type is known only at run time: hash tables, weights, per-sample features.
 // A backend opens it once, at the top: with_dtype(table, [&](auto table) { ... }) receives an In or Out.

@@ -396,20 +396,23 @@ def predicted_normals_backward(
 # A colour per ray, even in 0 .. 1, to put behind what is seen. `counter` is (seed, step).
 def random_colour(counter: Array, colour: Array, stream: int, /) -> None: ...
 
-# One step of Adam on a flat parameter, in place. Learning rate, step count (from 1) and whether to step at
-# all live on the device, so that a CUDA graph can replay it. A gradient that is not finite is not applied and
-# clears `healthy`, which stops every later step.
+# One step of Adam on flat parameters, in place, all in one pass. Learning rates, step counts (from 1) and
+# whether to step at all live on the device, so that a CUDA graph can replay it. `stored` are copies in
+# another
+# dtype that follow their parameters. A gradient that is not finite is not applied and clears `healthy`, which
+# stops every later step.
 def adam(
-    parameter: Array,
-    gradient: Array,
-    first: Array,
-    second: Array,
-    rate: Array,
-    steps: Array,
+    parameters: list[Array],
+    gradients: list[Array],
+    first: list[Array],
+    second: list[Array],
+    stored: list[Array | None],
+    rates: list[Array],
+    steps: list[Array],
+    epsilon: list[float],
+    decay: list[float],
     healthy: Array,
     beta1: float,
     beta2: float,
-    epsilon: float,
-    decay: float,
     /,
 ) -> None: ...

@@ -19,9 +19,10 @@ _library = torch.library.Library("raymarch", "DEF")
 def launch(kernel: str, *args) -> None:
     """Run a native kernel on real tensors. Tracing asks only for shapes, so fakes do nothing.
 
-    The first argument is a tensor; where the op has geometry, a geometry tensor: its dtype picks the build.
+    The first argument is a tensor or a list of them; where the op has geometry, a geometry tensor: its dtype
+    picks the build.
     """
-    first = args[0]
+    first = args[0][0] if isinstance(args[0], list) else args[0]
     if isinstance(first, FakeTensor) or first.is_meta:
         return
     core = _C64 if first.dtype is torch.float64 else _C
@@ -36,7 +37,8 @@ _watch: list[str] | None = None  # while find_non_finite runs: what was found, f
 def _watched(core, kernel: str, args: tuple) -> None:
     def broken():
         return [
-            i for i, a in enumerate(args)
+            i for i, argument in enumerate(args)
+            for a in (argument if isinstance(argument, list) else [argument])
             if isinstance(a, Tensor) and a.is_floating_point() and not bool(a.isfinite().all())
         ]  # fmt: skip
 
