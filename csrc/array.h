@@ -28,9 +28,9 @@ enum Dim : int {
   kBytes = -13,     // raw storage
   kDims = 14
 };
-constexpr const char* kDimNames[kDims] = {"",        "rays", "samples",    "edges",   "points",
-                                          "channels", "cameras", "fine samples", "fine edges", "entries",
-                                          "parameters", "inputs", "outputs", "bytes"};
+constexpr const char* kDimNames[kDims] = {"",           "rays",    "samples",      "edges",      "points",
+                                          "channels",   "cameras", "fine samples", "fine edges", "entries",
+                                          "parameters", "inputs",  "outputs",      "bytes"};
 
 template <class T, int... Dims>
 struct View {

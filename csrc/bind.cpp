@@ -60,8 +60,8 @@ std::string argument_name(const char* declaration, int index) {
 struct Call {
   const char* op;
   const char* declaration;
-  int index = 0;         // of the argument being read
-  bool placed = false;   // whether an array has told the device yet
+  int index = 0;        // of the argument being read
+  bool placed = false;  // whether an array has told the device yet
   dl::Device device = {};
   const dl::ExchangeApi* api = nullptr;
   int64_t bound[kDims];  // the size each named dimension took, -1 while free
@@ -84,16 +84,20 @@ void agree(Call& call, int dim, int64_t size) {
 }
 
 std::string spelled(dl::DataType t) {
-  const char* kind = t.code == kDlInt ? "int" : t.code == kDlUInt ? "uint" : t.code == kDlFloat ? "float"
-                   : t.code == kDlBfloat ? "bfloat" : t.code == kDlBool ? "bool" : "dtype code ";
+  const char* kind = t.code == kDlInt      ? "int"
+                     : t.code == kDlUInt   ? "uint"
+                     : t.code == kDlFloat  ? "float"
+                     : t.code == kDlBfloat ? "bfloat"
+                     : t.code == kDlBool   ? "bool"
+                                           : "dtype code ";
   return t.code == kDlBool ? kind : kind + std::to_string(t.bits);
 }
 
 template <class T>
-constexpr dl::DataType kType = {std::is_same_v<T, bool>            ? uint8_t(kDlBool)
-                                : std::is_floating_point_v<T>      ? uint8_t(kDlFloat)
-                                : std::is_signed_v<T>              ? uint8_t(kDlInt)
-                                                                   : uint8_t(kDlUInt),
+constexpr dl::DataType kType = {std::is_same_v<T, bool>       ? uint8_t(kDlBool)
+                                : std::is_floating_point_v<T> ? uint8_t(kDlFloat)
+                                : std::is_signed_v<T>         ? uint8_t(kDlInt)
+                                                              : uint8_t(kDlUInt),
                                 uint8_t(8 * sizeof(T)), 1};
 
 template <class V>
@@ -162,8 +166,9 @@ struct Arg<AnyView<kConst, Dims...>> {
     else if (!RM_DOUBLE && t.dtype.code == kDlBfloat && t.dtype.bits == 16)
       view.dtype = Dtype::kBFloat16;
     else
-      call.fail<py::type_error>("has dtype " + spelled(t.dtype) +
-                                (RM_DOUBLE ? ", expected float64" : ", expected float32, float16 or bfloat16"));
+      call.fail<py::type_error>(
+          "has dtype " + spelled(t.dtype) +
+          (RM_DOUBLE ? ", expected float64" : ", expected float32, float16 or bfloat16"));
     read_sizes<Dims...>(call, t, view.size);
     view.data = static_cast<char*>(t.data) + t.byte_offset;
     return view;
@@ -248,7 +253,7 @@ void bind(py::module_& m, const char* name, const char* declaration, void (*cpu)
 }  // namespace
 
 PYBIND11_MODULE(RM_MODULE, m) {
-#define RM_OP(name, ...)                                                     \
+#define RM_OP(name, ...)                                                      \
   bind(m, #name, #__VA_ARGS__, static_cast<void (*)(Cpu, __VA_ARGS__)>(name), \
        static_cast<void (*)(Cuda, __VA_ARGS__)>(name));
 #include "ops.def"

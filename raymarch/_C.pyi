@@ -308,7 +308,9 @@ def weights_from_alpha_backward(
 ) -> None: ...
 
 # Every head of a rendering in one pass over the weights. Heads that are None are left out. background:
-# none (0), the constant `colour` (1), the ray's last sample (2). `clean` replaces NaN and clamps colours.
+# none (0), the constant `colour` (1), the ray's last sample (2), white (3). `clean` replaces what is not
+# finite
+# and clamps colours.
 def composite_forward(
     w: Array,
     t: Array,
@@ -337,13 +339,14 @@ def composite_backward(
     feature: Array | None,
     colour: Array | None,
     background: int,
+    clean: bool,
     g_rgb: Array | None,
     g_opacity: Array | None,
     g_expected: Array | None,
     g_normals: Array | None,
     g_predicted: Array | None,
     g_feature: Array | None,
-    grad_w: Array,
+    grad_w: Array | None,
     grad_rgb: Array | None,
     grad_normals: Array | None,
     grad_predicted: Array | None,

@@ -29,10 +29,11 @@ static void adam_block(const AdamStep& a, int64_t count, real* __restrict parame
 }
 
 void adam(Cpu, Out<real, kParams> parameter, In<real, kParams> gradient, Out<real, kParams> first,
-          Out<real, kParams> second, In<float, 1> rate, In<int64_t, 1> steps, Out<bool, 1> healthy, double beta1,
-          double beta2, double epsilon, double decay) {
+          Out<real, kParams> second, In<float, 1> rate, In<int64_t, 1> steps, Out<bool, 1> healthy,
+          double beta1, double beta2, double epsilon, double decay) {
   if (!healthy.data[0]) return;
-  const AdamStep a = adam_step(rate.data[0], steps.data[0], real(beta1), real(beta2), real(epsilon), real(decay));
+  const AdamStep a =
+      adam_step(rate.data[0], steps.data[0], real(beta1), real(beta2), real(epsilon), real(decay));
   const int64_t count = parameter.size[0];
   std::atomic<bool> good{true};
   parallel_for((count + kBlock - 1) / kBlock, kBlock, [&](int64_t block) {

@@ -1,6 +1,5 @@
-#include "math/adam.h"
-
 #include "cuda/launch.cuh"
+#include "math/adam.h"
 #include "ops.h"
 
 namespace raymarch {
@@ -44,10 +43,10 @@ __global__ void __launch_bounds__(256)
 }
 
 void adam(Cuda q, Out<real, kParams> parameter, In<real, kParams> gradient, Out<real, kParams> first,
-          Out<real, kParams> second, In<float, 1> rate, In<int64_t, 1> steps, Out<bool, 1> healthy, double beta1,
-          double beta2, double epsilon, double decay) {
-  const uintptr_t address = uintptr_t(parameter.data) | uintptr_t(gradient.data) | uintptr_t(first.data) |
-                            uintptr_t(second.data);
+          Out<real, kParams> second, In<float, 1> rate, In<int64_t, 1> steps, Out<bool, 1> healthy,
+          double beta1, double beta2, double epsilon, double decay) {
+  const uintptr_t address =
+      uintptr_t(parameter.data) | uintptr_t(gradient.data) | uintptr_t(first.data) | uintptr_t(second.data);
   require(address % 16 == 0, "parameter, gradient and moments must start at multiples of 16 bytes");
   const int64_t count = parameter.size[0];
   launch("adam", adam_kernel, blocks(count / 4 + count % 4, 256), 256, q, parameter, gradient, first, second,

@@ -1,5 +1,5 @@
-// One parameter of Adam (Kingma and Ba 2015), with the weight decay of L2 regularisation that torch.optim.Adam
-// has: it joins the gradient before the moments.
+// One parameter of Adam (Kingma and Ba 2015), with the weight decay of L2 regularisation that
+// torch.optim.Adam has: it joins the gradient before the moments.
 #pragma once
 #include "math/scalar.h"
 
@@ -13,7 +13,8 @@ struct AdamStep {
 
 RM_HD AdamStep adam_step(real rate, int64_t t, real beta1, real beta2, real epsilon, real decay) {
   // In double: 1 - beta2^t loses three digits of a float in the first steps.
-  const double first = 1 - std::pow(double(beta1), double(t)), second = 1 - std::pow(double(beta2), double(t));
+  const double first = 1 - std::pow(double(beta1), double(t)),
+               second = 1 - std::pow(double(beta2), double(t));
   return {real(double(rate) / first), real(1 / std::sqrt(second)), beta1, beta2, epsilon, decay};
 }
 

@@ -73,9 +73,9 @@ def differentiable(
     """Pair a forward op with its gradient.
 
     `backward(inputs, saved, grads, needs)` receives the forward's arguments, the outputs whose positions
-    `save` names, one incoming gradient per output (None where nothing flows back) and one bool per argument;
-    it returns one gradient (or None) per argument. Incoming gradients are contiguous. Outputs at the positions
-    `fixed` have no gradient.
+    `save` names, one incoming gradient per output (None where nothing flows back) and one bool per
+    argument; it returns one gradient (or None) per argument. Incoming gradients are contiguous. Outputs at
+    the positions `fixed` have no gradient.
     """
 
     class Pair(torch.autograd.Function):

@@ -56,7 +56,7 @@ class Adam:
         }
 
     def step(self, rates: dict[str, Tensor], healthy: Tensor) -> None:
-        """Update every group from `.grad`; `rates[name]` [1] float32 and `healthy` [1] bool are on the device."""
+        """Update every group from `.grad`; `rates[name]` [1] float32 and `healthy` [1] bool on the device."""
         for name, params in self.groups.items():
             if all(p.grad is None for p in params):
                 continue
