@@ -69,7 +69,9 @@ def test_pictures_stay_in_range_and_train_where_nothing_was_changed(device):
     close(got, want)
     seed = torch.randn_like(got)
     for g, x in zip(
-        torch.autograd.grad(got, (w, colours), seed), torch.autograd.grad(want, (w, colours), seed), strict=True
+        torch.autograd.grad(got, (w, colours), seed),
+        torch.autograd.grad(want, (w, colours), seed),
+        strict=True,
     ):
         keep = torch.arange(37) != 5  # torch spreads the largest float over that ray
         close(g[keep], x[keep], atol=1e-5)

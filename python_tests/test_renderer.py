@@ -46,7 +46,9 @@ def test_a_rendering_has_the_heads_of_its_field(device):
     assert {n: getattr(out, n).shape for n in shapes} == {n: (RAYS, c) for n, c in shapes.items()}
     assert all(getattr(out, n).shape == (RAYS,) for n in ("opacity", "depth", "expected_depth"))
     bare = Renderer(RendererConfig())(rays(device), samples(device), Field(full.density, full.rgb))
-    assert all(getattr(bare, n) is None for n in ("normals", "predicted_normals", "feature", "feature_hidden"))
+    assert all(
+        getattr(bare, n) is None for n in ("normals", "predicted_normals", "feature", "feature_hidden")
+    )
     torch.testing.assert_close(bare.rgb, out.rgb)
 
 
@@ -130,11 +132,17 @@ def test_expected_depth_is_clipped_per_ray_unless_told(device):
 @pytest.mark.parametrize(
     "wrong, words",
     [
-        ({"feature_path": "lazy"}, "model.renderer.feature_path is 'lazy', expected one of deferred, per_sample"),
-        ({"expected_depth_clip": "row"}, "model.renderer.expected_depth_clip is 'row', expected one of ray, batch"),
-        ({"background": "blue"}, "model.renderer.background is 'blue', expected one of last_sample, black"),
+        (
+            {"feature_path": "lazy"},
+            "feature_path is 'lazy', expected one of deferred, per_sample",
+        ),
+        (
+            {"expected_depth_clip": "row"},
+            "expected_depth_clip is 'row', expected one of ray, batch",
+        ),
+        ({"background": "blue"}, "background is 'blue', expected one of last_sample, black"),
     ],
 )
 def test_unknown_settings_are_refused_by_name(wrong, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="model.renderer." + words):
         Renderer(RendererConfig(**wrong))

@@ -33,21 +33,16 @@ def composite_forward(
     background: int,
     clean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rays, absent = w.shape[0], w.new_empty(0)
-    out = [absent if head is None else w.new_empty(rays, 3) for head in (rgb, normals, predicted)]
-    feature_out = absent if feature is None else w.new_empty(rays, feature.shape[2])
+    rays = w.shape[0]
     opacity, depth, expected = w.new_empty(rays), w.new_empty(rays), w.new_empty(rays)
-    given = [None if head is None else o for head, o in zip((rgb, normals, predicted), out, strict=True)]
+    colours = [w.new_empty(0 if h is None else (rays, 3)) for h in (rgb, normals, predicted)]
+    summed = w.new_empty(0 if feature is None else (rays, feature.shape[2]))
+    out = [o if o.ndim > 1 else None for o in (*colours, summed)]
     launch(
-        "composite_forward", w, t, rgb, normals, predicted, feature, colour, background, clean, given[0], opacity,
-        depth, expected, given[1], given[2], None if feature is None else feature_out,
+        "composite_forward", w, t, rgb, normals, predicted, feature, colour, background, clean, out[0],
+        opacity, depth, expected, *out[1:],
     )  # fmt: skip
-    return out[0], opacity, depth, expected, *_distinct(out[1], out[2], feature_out)
-
-
-def _distinct(*outputs: Tensor) -> list[Tensor]:
-    """Absent outputs as tensors of their own: an op may not return one tensor twice."""
-    return [o if o.ndim > 1 else o.new_empty(0) for o in outputs]
+    return colours[0], opacity, depth, expected, colours[1], colours[2], summed
 
 
 @op
@@ -109,11 +104,11 @@ def composite(
 ) -> Composite:
     """Composite heads along rays with weights [R, S] and edges t [R, S + 1].
 
-    rgb, normals, predicted_normals [R, S, 3] float32; feature [R, S, F] float32, float16 or bfloat16, summed in
-    float32. `background` fills what opacity leaves of rgb: "last_sample" (the colour of the ray's last sample),
-    "black", "white", "random" (nothing: the loss adds one random colour to both sides) or a colour [3].
-    `clean`, for evaluation, replaces colours that are not finite (NaN by 0) and clamps rgb to 0..1; no gradient
-    flows through a number it changed.
+    rgb, normals, predicted_normals [R, S, 3] float32; feature [R, S, F] float32, float16 or bfloat16, summed
+    in float32. `background` fills what opacity leaves of rgb: "last_sample" (the colour of the ray's last
+    sample), "black", "white", "random" (nothing: the loss adds one random colour to both sides) or a colour
+    [3]. `clean`, for evaluation, replaces colours that are not finite (NaN by 0) and clamps rgb to 0..1; no
+    gradient flows through a number it changed.
 
     Gradients reach weights and heads; the median depth and t have none. ValueError for shapes that do not fit
     and for an unknown background.

@@ -111,19 +111,25 @@ def weights(sigma: Tensor, delta: Tensor) -> Tensor:
 def weights_packed(sigma: Tensor, delta: Tensor, offsets: Tensor) -> Tensor:
     """Weights [M] of rays of different lengths: ray r has the samples offsets[r] to offsets[r + 1].
 
-    sigma, delta [M]; offsets [R + 1] int64 from 0 to M, not decreasing (checked on the CPU; on CUDA the check
-    would have to wait for the device). Rays may be empty. Gradients reach sigma and delta.
+    sigma, delta [M]; offsets [R + 1] int64 from 0 to M, not decreasing (checked on the CPU; on CUDA, where a
+    check would have to wait for the device, they are held within the arrays). Rays may be empty. Gradients
+    reach sigma and delta.
     """
     return _packed(sigma.contiguous(), delta.contiguous(), offsets.contiguous())
 
 
 def transmittance(sigma: Tensor, delta: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """The light left in front of every sample, exp(-sum_{j<i} tau_j): [R, S], or [M] for packed rays with offsets."""
+    """The light left in front of every sample, exp(-sum_{j<i} tau_j): [R, S], or [M] for packed rays.
+
+    Arguments as in `weights`, or with `offsets` as in `weights_packed`. Gradients reach sigma and delta.
+    ValueError where the shapes differ.
+    """
     if offsets is not None:
         return _transmittance(sigma.contiguous(), delta.contiguous(), offsets.contiguous())
     if sigma.ndim != 2 or sigma.shape != delta.shape:
         raise ValueError(
-            f"transmittance: delta has shape {tuple(delta.shape)}, expected sigma's [R, S], here {tuple(sigma.shape)}"
+            f"transmittance: delta has shape {tuple(delta.shape)}, expected sigma's [R, S], "
+            f"here {tuple(sigma.shape)}"
         )
     rays, samples = sigma.shape
     even = torch.arange(rays + 1, device=sigma.device) * samples
