@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -60,6 +61,7 @@ def feature_targets(scene: Scene, device: torch.device):
 
 def shrunk(scene: Scene, device: torch.device):
     """Held-out cameras whose pixels are the centres of the feature maps' cells."""
+    assert scene.features is not None
     cameras = subset(scene.cameras, scene.test, device)
     sizes = torch.tensor([list(scene.features.maps[i].shape[1::-1]) for i in scene.test], device=device)
     cell = torch.tensor(14.0, device=device)
@@ -139,17 +141,26 @@ def chair(path: Path, device: torch.device, steps: int = 3000) -> dict[str, floa
         truth = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
         scores["psnr"].append(float(psnr(frame["rgb"], truth)))
         solid = image[..., 3] > 0.99
-        if scene.depths is not None and scene.depths[index] is not None:
-            depth = scene.depths[index].to(device)
+        if scene.depths is not None and (known := scene.depths[index]) is not None:
+            depth = known.to(device)
             valid = solid & (depth > 0)
             error = (frame["depth"] - depth).abs()[valid] * scene.world_from_scene.scale
             scores["depth_median_error"].append(float(error.median()))
-        if scene.normals is not None and scene.normals[index] is not None:
-            positive = scene.normals[index].to(device)  # only max(n, 0) is known
+        if scene.normals is not None and (known := scene.normals[index]) is not None:
+            positive = known.to(device)  # only max(n, 0) is known
             valid = solid & (positive.norm(dim=-1) > 0.9)
             cosine = (frame["normals"].clamp_min(0) * positive).sum(-1)[valid].clamp(-1, 1)
             scores["normal_median_degrees"].append(float(torch.rad2deg(cosine.acos()).median()))
     return {k: statistics.fmean(v) for k, v in scores.items() if v} | {"steps": steps}
+
+
+@cache
+def photos(path: Path) -> Scene:
+    """The photo scene, every 8th photo held out; loaded once, and timed."""
+    began = time.perf_counter()
+    scene = load(path, split="every8")
+    print(f"loaded in {time.perf_counter() - began:.1f} s", flush=True)
+    return scene
 
 
 def main() -> None:
@@ -160,13 +171,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
     device, command = torch.device(args.device), "python -m bench.quality"
-    began = time.perf_counter()
-    scene = load(args.scenes / "fox_full", split="every8") if args.rows != "chair" else None
-    print(f"loaded in {time.perf_counter() - began:.1f} s", flush=True)
     for row in args.rows.split(","):
         if row == "chair":
             merge("quality", {"chair": {"nerfacto_off": chair(args.scenes / "chair", device)}}, command)
             continue
+        scene = photos(args.scenes / "fox_full")
         data = with_features(scene) if row.startswith("f3rm") else scene
         runs = [train_row(row, data, seed, device) for seed in range(args.seeds)]
         result = {"fox_full": {row: mean_over_seeds(runs) | {"protocol": PROTOCOL}}}

@@ -38,8 +38,8 @@ def floats(outputs: Any) -> list[Tensor]:
 def seeds_of(outputs: Sequence[Tensor]) -> list[Tensor]:
     """Incoming gradients that are the same on every device and vary from number to number.
 
-    Along a ray they must not be nearly constant: the gradient of an opaque ray's weights would then be what is
-    left of two equal numbers, and two correct backends would differ by all of it.
+    Along a ray they must not be nearly constant: the gradient of an opaque ray's weights would then be what
+    is left of two equal numbers, and two correct backends would differ by all of it.
     """
     return [torch.cos(2.4 * torch.arange(o.numel()).double()).view(o.shape).to(o) for o in outputs]
 

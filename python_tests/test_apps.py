@@ -51,8 +51,16 @@ def test_help_answers_at_once():
 
 
 def test_help_does_not_import_torch():
-    code = "import sys; sys.argv=['raymarch','--help']\nfrom raymarch.apps.cli import main\n" \
-           "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules, 'torch was imported'"  # fmt: skip
+    code = """
+import sys
+sys.argv = ["raymarch", "--help"]
+from raymarch.apps.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+assert "torch" not in sys.modules, "torch was imported"
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -50,7 +50,7 @@ def test_gradient_by_finite_differences(case):
 
 
 def test_traces_without_graph_breaks(case, device):
-    torch._dynamo.reset()  # `total` is one piece of code for all rows, and dynamo retraces a piece only so often
+    torch._dynamo.reset()  # `total` is the same code for all rows, and dynamo retraces code only so often
     args = with_grad(case, moved(case.inputs(8), device))
 
     def total(*a):

@@ -1,7 +1,7 @@
 """raymarch: fused CUDA ray marching for neural radiance and feature fields.
 
-`raymarch.load(run)` opens a trained scene; `raymarch.ops` holds the differentiable ops; `raymarch.model` is the
-pipeline. Names are imported when first used, so that `import raymarch` stays quick.
+`raymarch.load(run)` opens a trained scene; `raymarch.ops` holds the differentiable ops; `raymarch.model` is
+the pipeline. Names are imported when first used, so that `import raymarch` stays quick.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -38,7 +38,8 @@ class TrainedScene(OpenRun):
         count = len(cameras.size)
         if which not in ("train", "test") or not 0 <= index < count:
             raise IndexError(
-                f"camera({which!r}, {index}): there are {len(self.train)} train and {len(self.test)} test cameras"
+                f"camera({which!r}, {index}): there are {len(self.train)} train cameras "
+                f"and {len(self.test)} test cameras"
             )
         return subset(cameras, (index,), self.device)
 
@@ -68,7 +69,7 @@ class TrainedScene(OpenRun):
 
     @torch.no_grad()
     def query(self, points: Tensor, chunk: int = 1 << 20) -> dict[str, Tensor]:
-        """Density [P] per world unit and, where there is a feature field, feature [P, D] at world points [P, 3]."""
+        """Density [P] per world unit and, given a feature field, feature [P, D] at world points [P, 3]."""
         points = torch.as_tensor(points, dtype=torch.float32)
         if points.ndim != 2 or points.shape[1] != 3:
             raise ValueError(f"query: points has shape {tuple(points.shape)}, expected [P, 3]")
@@ -79,9 +80,9 @@ class TrainedScene(OpenRun):
         return found
 
     def similarity(self, camera: Cameras, positives: Tensor, negatives: Tensor | None = None) -> Tensor:
-        """How much each pixel of a camera matches embedding vectors: [h, w] in 0..1 with negatives, else cosine.
+        """How well each pixel of a camera matches embeddings: [h, w] in 0..1 with negatives, else cosine.
 
-        positives [K, D] and negatives [M, D] are vectors of the feature field's width, as a text encoder gives.
+        positives [K, D] and negatives [M, D] have the feature field's width, as from a text encoder.
         """
         features = self.render(camera, ("rgb", "feature"))["feature"]
         return similarity(features, positives, negatives)
@@ -92,5 +93,5 @@ def _on(camera: Cameras, device: torch.device) -> Cameras:
 
 
 def load(run: str | Path, device: str = "auto") -> TrainedScene:
-    """Open the newest checkpoint of a run folder. Executes nothing from it. CheckpointError says what is wrong."""
+    """Open a run folder's newest checkpoint. Executes nothing from it. CheckpointError says what is wrong."""
     return TrainedScene(Path(run), device)

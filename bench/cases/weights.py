@@ -1,5 +1,7 @@
 """Rows of the weights stage."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def _front(sigma: Tensor, delta: Tensor) -> Tensor:
 def _per_ray(formula):
     def oracle(sigma: Tensor, delta: Tensor, offsets: Tensor) -> Tensor:
         ends = offsets.tolist()
-        parts = [formula(sigma[a:b], delta[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        parts = [formula(sigma[a:b], delta[a:b]) for a, b in pairwise(ends)]
         return torch.cat(parts) if parts else sigma * 0
 
     return oracle

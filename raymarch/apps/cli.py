@@ -59,10 +59,9 @@ def train(
     if steps is not None:
         config = override(config, f"train.trainer.steps={steps}")
     run = out or Path("runs") / f"{scene.resolve().name}-{preset}"
-    options = {"downscale": downscale, "split": split}
-    loaded = load(scene, **options)
+    loaded = load(scene, downscale=downscale, split=split)
     _say(*(f"note: {problem}" for problem in loaded.problems))
-    source = {"path": str(scene.resolve()), "options": options}
+    source = {"path": str(scene.resolve()), "options": {"downscale": downscale, "split": split}}
     _train(start(loaded, config, run, device, source))
     print(run)
 

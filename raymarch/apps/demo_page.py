@@ -20,6 +20,7 @@ from raymarch.apps.sections import (
     Picture,
     Pictures,
     PoseErrors,
+    Section,
     Text,
     depth_legend,
     heat_legend,
@@ -28,17 +29,19 @@ from raymarch.config import to_dict
 from raymarch.features.pca import apply, fit_pca
 
 PROTOCOL = (
-    "Held-out cameras are true cameras moved into the frame that training settled in (similarity alignment of the "
-    "training cameras); their poses are not refined. Training poses start perturbed and are refined."
+    "Held-out cameras are true cameras moved into the frame that training settled in (similarity alignment "
+    "of the training cameras); their poses are not refined. Training poses start perturbed and are refined."
 )
 
 
 def write_demo_page(result: DemoResult, out: Path) -> Path:
     """Write the page; returns its path."""
-    sections = [
+    before, after, moved_before, moved_after = result.pose_curves
+    aligned = "After similarity alignment to the true cameras."
+    sections: list[Section] = [
         Metrics("Results", metrics(result), PROTOCOL),
         pictures(result),
-        PoseErrors(*result.pose_curves, note="After similarity alignment to the true cameras."),
+        PoseErrors(before, after, moved_before, moved_after, note=aligned),
         Curve("Training", curves(result), note="Weighted terms of the loss on each step's own rays."),
         Text("Run", facts=facts(result)),
     ]
@@ -52,13 +55,38 @@ def write_demo_page(result: DemoResult, out: Path) -> Path:
 def metrics(result: DemoResult) -> list[Metric]:
     m = result.metrics
     found = [
-        Metric("psnr", "Held-out PSNR", m["psnr"], "Peak signal-to-noise ratio of rgb, data range 1, mean over views", "dB", (">=", 24.0)),
-        Metric("ssim", "Held-out SSIM", m["ssim"], "Structural similarity, Gaussian window of 11, data range 1"),
-        Metric("depth_error", "Median depth error", 100 * m["depth_error"], "Median of |depth - truth| over all held-out pixels, in per cent of the median true depth", "%", ("<=", 3.0)),
-        Metric("normal_error_deg", "Median normal error", m["normal_error_deg"], "Angle between the density's normal and the true one on the objects", "°"),
-    ]  # fmt: skip
+        Metric(
+            "psnr",
+            "Held-out PSNR",
+            m["psnr"],
+            "Peak signal-to-noise ratio of rgb, data range 1, mean over views",
+            "dB",
+            (">=", 24.0),
+        ),
+        Metric(
+            "ssim", "Held-out SSIM", m["ssim"], "Structural similarity, Gaussian window of 11, data range 1"
+        ),
+        Metric(
+            "depth_error",
+            "Median depth error",
+            100 * m["depth_error"],
+            "Median of |depth - truth| over all held-out pixels, in per cent of the median true depth",
+            "%",
+            ("<=", 3.0),
+        ),
+        Metric(
+            "normal_error_deg",
+            "Median normal error",
+            m["normal_error_deg"],
+            "Angle between the density's normal and the true one on the objects",
+            "°",
+        ),
+    ]
     for name in QUERIES:
-        words = f"Pixels whose similarity to '{name}' exceeds {THRESHOLD:g} against the true object, over all held-out views"
+        words = (
+            f"Pixels whose similarity to '{name}' exceeds {THRESHOLD:g} against the true object, "
+            "over all held-out views"
+        )
         found.append(
             Metric(
                 f"iou_{name.replace(' ', '_')}",
@@ -70,12 +98,35 @@ def metrics(result: DemoResult) -> list[Metric]:
             )
         )
     found += [
-        Metric("rotation_error_before_deg", "Rotation error before", m["rotation_error_before_deg"], "Median over training cameras after similarity alignment", "°"),
-        Metric("rotation_error_after_deg", "Rotation error after", m["rotation_error_after_deg"], "The same after training; the goal is a fifth of what was injected", "°", ("<=", NOISE_DEGREES / 5)),
-        Metric("translation_error_before", "Translation error before", m["translation_error_before"], "Median, in scene units; the furthest camera is at distance 1"),
-        Metric("translation_error_after", "Translation error after", m["translation_error_after"], "The same after training"),
+        Metric(
+            "rotation_error_before_deg",
+            "Rotation error before",
+            m["rotation_error_before_deg"],
+            "Median over training cameras after similarity alignment",
+            "°",
+        ),
+        Metric(
+            "rotation_error_after_deg",
+            "Rotation error after",
+            m["rotation_error_after_deg"],
+            "The same after training; the goal is a fifth of what was injected",
+            "°",
+            ("<=", NOISE_DEGREES / 5),
+        ),
+        Metric(
+            "translation_error_before",
+            "Translation error before",
+            m["translation_error_before"],
+            "Median, in scene units; the furthest camera is at distance 1",
+        ),
+        Metric(
+            "translation_error_after",
+            "Translation error after",
+            m["translation_error_after"],
+            "The same after training",
+        ),
         Metric("train_seconds", "Training time", m["train_seconds"], f"{m['steps']} steps", "s"),
-    ]  # fmt: skip
+    ]
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -21,12 +21,12 @@ HEADS = ("rgb", "depth", "opacity", "normals", "predicted_normals", "feature")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    poses: PosesConfig = PosesConfig()
-    rays: RaysConfig = RaysConfig()
-    sampler: SamplerConfig = SamplerConfig()
-    fields: FieldsConfig = FieldsConfig()
-    renderer: RendererConfig = RendererConfig()
-    losses: LossesConfig = LossesConfig()
+    poses: PosesConfig = field(default_factory=PosesConfig)
+    rays: RaysConfig = field(default_factory=RaysConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    fields: FieldsConfig = field(default_factory=FieldsConfig)
+    renderer: RendererConfig = field(default_factory=RendererConfig)
+    losses: LossesConfig = field(default_factory=LossesConfig)
 
 
 def calmed(field: Field, samples: Samples) -> Field:

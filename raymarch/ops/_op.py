@@ -1,6 +1,8 @@
 """How a native kernel becomes a torch op: allocate, launch, return."""
 
+import re
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,17 +37,22 @@ _watch: list[str] | None = None  # while find_non_finite runs: what was found, f
 
 
 def _watched(core, kernel: str, args: tuple) -> None:
-    def broken():
-        return [
-            i for i, argument in enumerate(args)
-            for a in (argument if isinstance(argument, list) else [argument])
-            if isinstance(a, Tensor) and a.is_floating_point() and not bool(a.isfinite().all())
-        ]  # fmt: skip
-
-    before = set(broken())
     getattr(core, kernel)(*args)
-    if broken_now := [i for i in broken() if i not in before]:
-        _watch.append(f"{kernel} (argument {broken_now[0] + 1})")  # type: ignore[union-attr]
+    for position, name in _outputs(core, kernel).items():
+        written = args[position] if isinstance(args[position], list) else [args[position]]
+        if any(a is not None and a.is_floating_point() and not bool(a.isfinite().all()) for a in written):
+            _watch.append(f"{kernel} ({name})")  # type: ignore[union-attr]
+
+
+@cache
+def _outputs(core, kernel: str) -> dict[int, str]:
+    """Positions and names of the arrays a kernel writes, read from its declaration in ops.def.
+
+    What they hold beforehand says nothing: new memory may be full of NaN.
+    """
+    declaration = getattr(core, kernel).__doc__.strip().splitlines()[-1]
+    arguments = re.findall(r"(\w+(?:<.*?>+)?) (\w+)(?:, |$)", declaration)
+    return {i: name for i, (kind, name) in enumerate(arguments) if "Out" in kind}
 
 
 def find_non_finite(body: Callable[[], object]) -> str:
@@ -75,9 +82,9 @@ def differentiable(
     """Pair a forward op with its gradient.
 
     `backward(inputs, saved, grads, needs)` receives the forward's arguments, the outputs whose positions
-    `save` names, one incoming gradient per output (None where nothing flows back) and one bool per argument;
-    it returns one gradient (or None) per argument. Incoming gradients are contiguous. Outputs at the positions
-    `fixed` have no gradient.
+    `save` names, one incoming gradient per output (None where nothing flows back) and one bool per
+    argument; it returns one gradient (or None) per argument. Incoming gradients are contiguous. Outputs at
+    the positions `fixed` have no gradient.
     """
 
     class Pair(torch.autograd.Function):

@@ -104,8 +104,8 @@ def resume(run: Path, device: str = "auto", scene: Scene | None = None, steps: i
     tensors, meta = checkpoint.newest(run)
     config = from_dict(meta["config"])
     if steps is not None:
-        trainer = replace(config.train.trainer, steps=steps)
-        config = replace(config, train=replace(config.train, trainer=trainer))
+        until = replace(config.train.trainer, steps=steps)
+        config = replace(config, train=replace(config.train, trainer=until))
     if scene is None:
         scene = reload_scene(meta, run)
     where = pick_device(device)

@@ -8,6 +8,7 @@ step needs nothing from the host, a CUDA graph can replay it, and a checkpoint r
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,8 +43,8 @@ class TrainerConfig:
 def one_torch_thread(device: torch.device) -> Iterator[None]:
     """On a CPU, keep torch's own loops to one thread while ours use every core.
 
-    torch's OpenMP threads spin between its many small loops and take the cores from our pool: a tiny step on two
-    busy cores took 372 ms with them and 96 ms without (2026-11-23).
+    torch's OpenMP threads spin between its many small loops and take the cores from our pool: a tiny step on
+    two busy cores took 372 ms with them and 96 ms without (2026-11-23).
     """
     threads = torch.get_num_threads()
     if device.type == "cpu":
@@ -228,7 +229,7 @@ class Trainer:
         culprit = find_non_finite(lambda: self._one_step(bool(self._updates[bad])))
         self.counter[1] = bad
         self.save()
-        broken = ", ".join(name for name, value in terms.items() if not value - value == 0) or "total"
+        broken = ", ".join(name for name, value in terms.items() if not math.isfinite(value)) or "total"
         raise TrainingError(
             f"the loss ({broken}) became non-finite at step {bad}; the first op with a non-finite result was "
             f"{culprit}. The state before that step is saved; lower the learning rate and resume."
