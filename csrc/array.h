@@ -26,11 +26,12 @@ enum Dim : int {
   kInputs = -11,    // width of what goes into a layer
   kOutputs = -12,   // width of what comes out
   kBytes = -13,     // raw storage
-  kDims = 14
+  kCode = -14,      // width of a code that all samples of a ray share
+  kDims = 15
 };
-constexpr const char* kDimNames[kDims] = {"",           "rays",    "samples",      "edges",      "points",
-                                          "channels",   "cameras", "fine samples", "fine edges", "entries",
-                                          "parameters", "inputs",  "outputs",      "bytes"};
+constexpr const char* kDimNames[kDims] = {
+    "",           "rays",    "samples",    "edges",  "points",  "channels", "cameras",     "fine samples",
+    "fine edges", "entries", "parameters", "inputs", "outputs", "bytes",    "code numbers"};
 
 template <class T, int... Dims>
 struct View {

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from raymarch.nn.harmonics import Fourier
 from raymarch.ops.hashgrid import FEATURES, INTERPOLATIONS, hashgrid, hashgrid_input_gradient, table_layout
+from raymarch.ops.inputs import encode
 
 STORAGES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INITIAL = {"tcnn": 1e-4, "nerfstudio": 1e-3}  # entries start uniform in plus or minus this
@@ -94,6 +96,12 @@ class HashGrid(nn.Module):
         """x: [P, 3] in [0, 1]. Returns [P, outputs] float32, level-major."""
         settings = (*self.settings, self.interpolation)
         return hashgrid(x, self.table, *settings, stored=self._looked_up(), layout=self.layout)
+
+    def beside(self, fourier: Fourier, x: Tensor) -> Tensor:
+        """cat([self(x), fourier(x)], -1), written in one go: [P, outputs + fourier.outputs]."""
+        stored, layouts = self._looked_up(), (self.layout, fourier.layout)
+        settings = (*self.settings, self.interpolation, stored, *layouts)
+        return encode(x, self.table, fourier.frequencies, *settings)
 
     @torch.no_grad()
     def input_gradient(self, x: Tensor, grad_y: Tensor) -> Tensor:
