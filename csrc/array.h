@@ -29,9 +29,9 @@ enum Dim : int {
   kCode = -14,      // width of a code that all samples of a ray share
   kDims = 15
 };
-constexpr const char* kDimNames[kDims] = {"",        "rays", "samples",    "edges",   "points",
-                                          "channels", "cameras", "fine samples", "fine edges", "entries",
-                                          "parameters", "inputs", "outputs", "bytes", "code numbers"};
+constexpr const char* kDimNames[kDims] = {
+    "",           "rays",    "samples",    "edges",  "points",  "channels", "cameras",     "fine samples",
+    "fine edges", "entries", "parameters", "inputs", "outputs", "bytes",    "code numbers"};
 
 template <class T, int... Dims>
 struct View {

@@ -109,9 +109,11 @@ __device__ __forceinline__ void walk(In<real, kPoints, 3> x, In<real, kPoints, k
   real sum[8][F] = {};
   Cell open = {};
   bool any = false;
-  for (int64_t i = begin; i < end; ++i) {
+  const int64_t pitch = grad_y.size[1];
+  const real* from = grad_y.data + begin * pitch + l * F;
+  for (int64_t i = begin; i < end; ++i, from += pitch) {
     real g[F];
-    load_vector(grad_y.data + i * grad_y.size[1] + l * F, g);
+    load_vector(from, g);
     const Cell cell = locate(level, load3(x.data, i), grid.smooth);
     bool flows = false;
 #pragma unroll
