@@ -25,25 +25,17 @@ def launch(kernel: str, *args) -> None:
     if isinstance(first, FakeTensor) or first.is_meta:
         return
     core = _C64 if first.dtype is torch.float64 else _C
-    if _watch is not None:
-        return _watched(core, kernel, args)
     getattr(core, kernel)(*args)
 
 
 _watch: list[str] | None = None  # while find_non_finite runs: what was found, first to last
 
 
-def _watched(core, kernel: str, args: tuple) -> None:
-    def broken():
-        return [
-            i for i, a in enumerate(args)
-            if isinstance(a, Tensor) and a.is_floating_point() and not bool(a.isfinite().all())
-        ]  # fmt: skip
-
-    before = set(broken())
-    getattr(core, kernel)(*args)
-    if broken_now := [i for i in broken() if i not in before]:
-        _watch.append(f"{kernel} (argument {broken_now[0] + 1})")  # type: ignore[union-attr]
+def _note(name: str, results: Tensor | tuple[Tensor, ...]) -> None:
+    """Remember an op whose results are not finite. Only results: what a buffer held before says nothing."""
+    for i, r in enumerate((results,) if isinstance(results, Tensor) else results):
+        if r.is_floating_point() and not bool(r.isfinite().all()):
+            _watch.append(f"{name} (result {i + 1})")  # type: ignore[union-attr]
 
 
 def find_non_finite(body: Callable[[], object]) -> str:
@@ -61,8 +53,15 @@ def op(body: Callable) -> Callable:
     """Register a body for every backend and, unchanged, for tracing. Its annotations are the schema."""
     name = body.__name__
     _library.define(name + torch.library.infer_schema(body, mutates_args=()))
+
+    def checked(*args):
+        results = body(*args)
+        if _watch is not None:
+            _note(name, results)
+        return results
+
     for key in ("CPU", "CUDA"):
-        _library.impl(name, body, key)
+        _library.impl(name, checked, key)
     torch.library.register_fake(f"raymarch::{name}", body, lib=_library)
     return getattr(torch.ops.raymarch, name).default
 
