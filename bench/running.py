@@ -41,7 +41,8 @@ def seeds_of(outputs: Sequence[Tensor]) -> list[Tensor]:
     Along a ray they must not be nearly constant: the gradient of an opaque ray's weights would then be what
     is left of two equal numbers, and two correct backends would differ by all of it.
     """
-    return [torch.cos(2.4 * torch.arange(o.numel()).double()).view(o.shape).to(o) for o in outputs]
+    places = [torch.arange(o.numel(), device=o.device, dtype=torch.float64) for o in outputs]
+    return [torch.cos(2.4 * p).view(o.shape).to(o.dtype) for p, o in zip(places, outputs, strict=True)]
 
 
 def run(case: Case, args: Sequence[Any]) -> tuple[list[Tensor], list[Tensor | None]]:

@@ -44,10 +44,11 @@ __global__ void __launch_bounds__(32 * kMostWarps)
 
   // Thread i of the block takes numbers i, i + blockDim, ... of the run; their row and column advance by
   // sums.
+  real* rows = y.data + first * y.size[1];
   const int step_row = blockDim.x / width, step_column = blockDim.x % width;
   int row = threadIdx.x / width, column = threadIdx.x % width;
   for (int i = threadIdx.x; i < count * width; i += blockDim.x) {
-    y.data[(first + row) * y.size[1] + column] = tile[row * pitch + column];
+    rows[row * int(y.size[1]) + column] = tile[row * pitch + column];
     row += step_row, column += step_column;
     if (column >= width) column -= width, ++row;
   }
@@ -109,9 +110,11 @@ __device__ __forceinline__ void walk(In<real, kPoints, 3> x, In<real, kPoints, k
   real sum[8][F] = {};
   Cell open = {};
   bool any = false;
-  for (int64_t i = begin; i < end; ++i) {
+  const int pitch = int(grad_y.size[1]);
+  const real* from = grad_y.data + begin * pitch + l * F;
+  for (int64_t i = begin; i < end; ++i, from += pitch) {
     real g[F];
-    load_vector(grad_y.data + i * grad_y.size[1] + l * F, g);
+    load_vector(from, g);
     const Cell cell = locate(level, load3(x.data, i), grid.smooth);
     bool flows = false;
 #pragma unroll
@@ -184,10 +187,11 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   real* shares = tile + kTile * pitch;  // [warps][kTile][3]
   const int64_t first = blockIdx.x * int64_t{kTile};
   const int count = int(min(int64_t{kTile}, x.size[0] - first));
+  const real* rows = grad_y.data + first * grad_y.size[1];
   const int step_row = blockDim.x / width, step_column = blockDim.x % width;
   int row = threadIdx.x / width, column = threadIdx.x % width;
   for (int i = threadIdx.x; i < count * width; i += blockDim.x) {
-    tile[row * pitch + column] = grad_y.data[(first + row) * grad_y.size[1] + column];
+    tile[row * pitch + column] = rows[row * int(grad_y.size[1]) + column];
     row += step_row, column += step_column;
     if (column >= width) column -= width, ++row;
   }

@@ -221,7 +221,8 @@ class FeatureField(nn.Module):
         """Last hidden activations [P, H] at unit positions [P, 3]."""
         if self.grid is not None and self.fourier is not None:
             return self.trunk(self.grid.beside(self.fourier, y))
-        return self.trunk(self.grid(y) if self.grid is not None else self.fourier(y))
+        (encoding,) = (e for e in (self.grid, self.fourier) if e is not None)
+        return self.trunk(encoding(y))
 
     def forward(self, rays: Rays, samples: Samples) -> Tensor:
         """Hidden activations [R, S, H]."""
