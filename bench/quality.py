@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.record import merge
-from raymarch.config import Config, preset
+from raymarch.config import Config, override, preset
 from raymarch.data.maps import FeatureMaps
 from raymarch.data.scene import Scene, load
 from raymarch.train.evaluate import PROTOCOL, evaluate, render_image
@@ -49,6 +49,9 @@ def configured(row: str) -> Config:
     config = preset("f3rm" if row.startswith("f3rm") else "nerfacto")
     mode = "off" if row.endswith("_off") else "SO3xR3"
     model = replace(config.model, poses=replace(config.model.poses, mode=mode))
+    if row.endswith("_gentle"):  # a third of the preset's pose learning rate
+        config = override(override(config, "train.optim.poses.lr=3e-4"), "train.optim.poses.lr_final=3e-5")
+        model = replace(config.model, poses=replace(config.model.poses, mode=mode))
     trainer = replace(config.train.trainer, steps=MARKS[-1], log_every=250)
     return replace(config, model=model, train=replace(config.train, trainer=trainer))
 

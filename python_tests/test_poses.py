@@ -160,3 +160,13 @@ def test_pose_arithmetic_stays_float32_under_autocast():
 def test_compose_refuses_unknown_conventions():
     with pytest.raises(ValueError, match="how is 'left', expected one of camera, world"):
         compose(random_poses(1), random_poses(1), "left")
+
+
+def test_the_cameras_common_motion_is_taken_out():
+    poses = Poses(PosesConfig(gauge="mean"), 5)
+    poses.adjustment.data.normal_(0, 0.1)
+    before = poses().detach()
+    poses.adjustment.data += torch.tensor([0.1, -0.2, 0.3, 0.01, 0.02, -0.03])
+    torch.testing.assert_close(poses().detach(), before, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="needs compose 'world'"):
+        Poses(PosesConfig(gauge="mean", compose="camera"), 5)

@@ -38,8 +38,20 @@ class Config:
 
 
 def nerfacto() -> Config:
-    """nerfacto of nerfstudio 1.1: poses refined in the world frame, with penalties."""
-    return Config()
+    """nerfacto of nerfstudio 1.1: poses refined in the world frame, with penalties.
+
+    Unlike there, the cameras' common motion is taken out of the refinement, which waits until there is
+    something to align with: held-out cameras are not refined, and every drift costs them
+    (docs/performance.md).
+    """
+    base = Config()
+    return replace(
+        base,
+        model=replace(base.model, poses=PosesConfig(gauge="mean")),
+        train=replace(
+            base.train, optim=replace(base.train.optim, poses=replace(base.train.optim.poses, warmup=500))
+        ),
+    )
 
 
 def f3rm() -> Config:

@@ -36,14 +36,19 @@ def demo_config(steps: int | None, feature_width: int) -> Config:
     model = config.model
     fields = replace(model.fields, feature=replace(model.fields.feature, width=feature_width))
     poses = replace(
-        model.poses, mode="SO3xR3", compose="camera", translation_penalty=0.0, rotation_penalty=0.0
+        model.poses,
+        mode="SO3xR3",
+        compose="camera",
+        gauge="free",
+        translation_penalty=0.0,
+        rotation_penalty=0.0,
     )
     trainer = config.train.trainer
     trainer = replace(trainer, steps=steps if steps is not None else STEPS)
     trainer = replace(trainer, save_every=max(trainer.steps, 1))
     return replace(
         config,
-        # The distortion loss would rather see nothing than something: a far ground it leaves to the last sample.
+        # No distortion loss: it would rather see nothing, and leave a far ground to the last sample.
         model=replace(model, fields=fields, poses=poses, losses=replace(model.losses, distortion=0.0)),
         train=TrainConfig(trainer, paced(config.train.optim, trainer.steps)),
     )

@@ -22,6 +22,9 @@ class PosesConfig:
     trainable: tuple[int, ...] | None = (
         None  # ids of the only cameras to refine; None: all that are not frozen
     )
+    gauge: str = (
+        "free"  # mean: the cameras' common motion, which no picture can see, is taken out (world only)
+    )
     small_angle: str = "exact"  # or nerfstudio: its clamp at 0.01 rad, SO3xR3 only
 
 
@@ -63,9 +66,11 @@ class Poses(nn.Module):
         self.register_buffer("free", mask, persistent=False)
 
     def _xi(self) -> Tensor | None:
-        if self.adjustment is None or self.free is None:
-            return self.adjustment
-        return torch.where(self.free, self.adjustment, 0.0)
+        if self.adjustment is None:
+            return None
+        if self.free is not None:  # frozen cameras hold the others in place
+            return torch.where(self.free, self.adjustment, 0.0)
+        return self.adjustment - self.adjustment.mean(0) if self.config.gauge == "mean" else self.adjustment
 
     def forward(self, cameras: Tensor | None = None) -> Tensor | None:
         """Adjustments [C, 3, 4], or those of the cameras asked for, by id. None where the mode is off."""
@@ -108,9 +113,12 @@ def _check(config: PosesConfig, cameras: int) -> None:
         ("mode", config.mode, ("off", *MODES)),
         ("compose", config.compose, tuple(COMPOSES)),
         ("small_angle", config.small_angle, SMALL_ANGLES),
+        ("gauge", config.gauge, ("free", "mean")),
     ):
         if value not in words:
             raise ValueError(f"poses: {name} is {value!r}, expected one of {', '.join(words)}")
+    if config.gauge == "mean" and config.compose != "world":
+        raise ValueError("poses: gauge 'mean' needs compose 'world': camera axes have no common motion")
     if config.small_angle != "exact" and config.mode == "SE3":
         raise ValueError("poses: small_angle 'nerfstudio' exists for mode SO3xR3 only, got SE3")
     for name, ids in (("frozen", config.frozen), ("trainable", config.trainable or ())):

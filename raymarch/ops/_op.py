@@ -1,6 +1,8 @@
 """How a native kernel becomes a torch op: allocate, launch, return."""
 
+import re
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,23 +21,38 @@ _library = torch.library.Library("raymarch", "DEF")
 def launch(kernel: str, *args) -> None:
     """Run a native kernel on real tensors. Tracing asks only for shapes, so fakes do nothing.
 
-    The first argument is a tensor; where the op has geometry, a geometry tensor: its dtype picks the build.
+    The first argument is a tensor or a list of them; where the op has geometry, a geometry tensor: its dtype
+    picks the build.
     """
-    first = args[0]
+    first = args[0][0] if isinstance(args[0], list) else args[0]
     if isinstance(first, FakeTensor) or first.is_meta:
         return
     core = _C64 if first.dtype is torch.float64 else _C
+    if _watch is not None:
+        return _watched(core, kernel, args)
     getattr(core, kernel)(*args)
 
 
 _watch: list[str] | None = None  # while find_non_finite runs: what was found, first to last
 
 
-def _note(name: str, results: Tensor | tuple[Tensor, ...]) -> None:
-    """Remember an op whose results are not finite. Only results: what a buffer held before says nothing."""
-    for i, r in enumerate((results,) if isinstance(results, Tensor) else results):
-        if r.is_floating_point() and not bool(r.isfinite().all()):
-            _watch.append(f"{name} (result {i + 1})")  # type: ignore[union-attr]
+def _watched(core, kernel: str, args: tuple) -> None:
+    getattr(core, kernel)(*args)
+    for position, name in _outputs(core, kernel).items():
+        written = args[position] if isinstance(args[position], list) else [args[position]]
+        if any(a is not None and a.is_floating_point() and not bool(a.isfinite().all()) for a in written):
+            _watch.append(f"{kernel} ({name})")  # type: ignore[union-attr]
+
+
+@cache
+def _outputs(core, kernel: str) -> dict[int, str]:
+    """Positions and names of the arrays a kernel writes, read from its declaration in ops.def.
+
+    What they hold beforehand says nothing: new memory may be full of NaN.
+    """
+    declaration = getattr(core, kernel).__doc__.strip().splitlines()[-1]
+    arguments = re.findall(r"(\w+(?:<.*?>+)?) (\w+)(?:, |$)", declaration)
+    return {i: name for i, (kind, name) in enumerate(arguments) if "Out" in kind}
 
 
 def find_non_finite(body: Callable[[], object]) -> str:
@@ -53,15 +70,8 @@ def op(body: Callable) -> Callable:
     """Register a body for every backend and, unchanged, for tracing. Its annotations are the schema."""
     name = body.__name__
     _library.define(name + torch.library.infer_schema(body, mutates_args=()))
-
-    def checked(*args):
-        results = body(*args)
-        if _watch is not None:
-            _note(name, results)
-        return results
-
     for key in ("CPU", "CUDA"):
-        _library.impl(name, checked, key)
+        _library.impl(name, body, key)
     torch.library.register_fake(f"raymarch::{name}", body, lib=_library)
     return getattr(torch.ops.raymarch, name).default
 
@@ -72,9 +82,9 @@ def differentiable(
     """Pair a forward op with its gradient.
 
     `backward(inputs, saved, grads, needs)` receives the forward's arguments, the outputs whose positions
-    `save` names, one incoming gradient per output (None where nothing flows back) and one bool per argument;
-    it returns one gradient (or None) per argument. Incoming gradients are contiguous. Outputs at the positions
-    `fixed` have no gradient.
+    `save` names, one incoming gradient per output (None where nothing flows back) and one bool per
+    argument; it returns one gradient (or None) per argument. Incoming gradients are contiguous. Outputs at
+    the positions `fixed` have no gradient.
     """
 
     class Pair(torch.autograd.Function):
