@@ -40,6 +40,9 @@ class Argument:
 
     @property
     def python(self) -> str:
+        several = re.fullmatch(r"Several<(.*)>", self.type)
+        if several:
+            return f"list[{Argument(self.name, several[1]).python}]"
         scalar = {"int64_t": "int", "double": "float", "bool": "bool"}.get(self.type)
         return scalar or ("Array | None" if self.type.startswith("Maybe") else "Array")
 

@@ -26,11 +26,12 @@ enum Dim : int {
   kInputs = -11,    // width of what goes into a layer
   kOutputs = -12,   // width of what comes out
   kBytes = -13,     // raw storage
-  kDims = 14
+  kCode = -14,      // width of a code that all samples of a ray share
+  kDims = 15
 };
-constexpr const char* kDimNames[kDims] = {"",           "rays",    "samples",      "edges",      "points",
-                                          "channels",   "cameras", "fine samples", "fine edges", "entries",
-                                          "parameters", "inputs",  "outputs",      "bytes"};
+constexpr const char* kDimNames[kDims] = {
+    "",           "rays",    "samples",    "edges",  "points",  "channels", "cameras",     "fine samples",
+    "fine edges", "entries", "parameters", "inputs", "outputs", "bytes",    "code numbers"};
 
 template <class T, int... Dims>
 struct View {
@@ -46,6 +47,15 @@ using Out = View<T, Dims...>;
 // An argument that may be None: data is null then.
 template <class V>
 struct Maybe : V {};
+
+// Arguments of one kind, as many as the caller lists. Lists of one call are equally long, and a dimension
+// named in them is free again from one place to the next.
+constexpr int kSeveral = 32;
+template <class V>
+struct Several {
+  V item[kSeveral];
+  int count;
+};
 
 // An array whose element type is known only at run time: hash tables, weights, per-sample features.
 // A backend opens it once, at the top: with_dtype(table, [&](auto table) { ... }) receives an In or Out.

@@ -2,8 +2,11 @@
 // framework's fast C table is used when its type has one.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <array>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "dlpack.h"
 #include "ops.h"
@@ -64,7 +67,8 @@ struct Call {
   bool placed = false;  // whether an array has told the device yet
   dl::Device device = {};
   const dl::ExchangeApi* api = nullptr;
-  int64_t bound[kDims];  // the size each named dimension took, -1 while free
+  int64_t bound[kDims];                            // the size each named dimension took, -1 while free
+  std::vector<std::array<int64_t, kDims>> places;  // the same for each place in lists, once one was read
 
   template <class Error = py::value_error>
   [[noreturn]] void fail(const std::string& why) const {
@@ -213,6 +217,31 @@ struct Arg<bool> {
   static bool read(Call&, PyObject* obj) { return PyObject_IsTrue(obj) == 1; }
 };
 
+template <class V>
+struct Arg<Several<V>> {
+  static Several<V> read(Call& call, PyObject* obj) {
+    if (!PyList_Check(obj))
+      call.fail<py::type_error>(std::string("is a ") + Py_TYPE(obj)->tp_name + ", expected a list");
+    const size_t count = PyList_GET_SIZE(obj);
+    if (count > kSeveral)
+      call.fail("lists " + std::to_string(count) + ", expected at most " + std::to_string(kSeveral));
+    if (call.places.empty()) {
+      call.places.resize(count);
+      for (auto& place : call.places) place.fill(-1);
+    }
+    if (call.places.size() != count)
+      call.fail("lists " + std::to_string(count) + ", expected " + std::to_string(call.places.size()));
+    Several<V> list{};
+    list.count = int(count);
+    for (size_t i = 0; i < count; ++i) {
+      std::swap_ranges(call.bound, call.bound + kDims, call.places[i].data());
+      list.item[i] = Arg<V>::read(call, PyList_GET_ITEM(obj, i));
+      std::swap_ranges(call.bound, call.bound + kDims, call.places[i].data());
+    }
+    return list;
+  }
+};
+
 template <class A>
 A next_argument(Call& call, PyObject* obj) {
   A value = Arg<A>::read(call, obj);
@@ -229,7 +258,7 @@ void bind(py::module_& m, const char* name, const char* declaration, void (*cpu)
   m.def(
       name,
       [=](Obj<Args>... objs) {
-        Call call{name, declaration, 0, false, {}, nullptr, {}};
+        Call call{name, declaration, 0, false, {}, nullptr, {}, {}};
         for (int64_t& size : call.bound) size = -1;
         std::tuple<Args...> args{next_argument<Args>(call, objs.ptr())...};
         try {

@@ -170,6 +170,7 @@ def contract_unit_backward(x: Array, grad_y: Array, grad_x: Array, norm: int, /)
 
 # Multiresolution hash grid: features of positions in [0, 1]^3. A layout row is resolution, scale, entries,
 # offset.
+# Rows of y may be wider than levels * features: what follows belongs to another encoding.
 def hashgrid_layout(
     rows: Array,
     base_resolution: int,
@@ -217,11 +218,20 @@ def hashgrid_input_gradient(
     /,
 ) -> None: ...
 
-# Spherical harmonics of directions, Fourier features of positions.
+# Spherical harmonics of directions, Fourier features of positions (6 * frequencies columns of y from `column`
+# on).
 def harmonics_forward(d: Array, signs: int, y: Array, /) -> None: ...
 def harmonics_backward(d: Array, signs: int, grad_y: Array, grad_d: Array, /) -> None: ...
-def fourier_forward(x: Array, frequencies: int, layout: int, y: Array, /) -> None: ...
-def fourier_backward(x: Array, frequencies: int, layout: int, grad_y: Array, grad_x: Array, /) -> None: ...
+def fourier_forward(x: Array, frequencies: int, layout: int, column: int, y: Array, /) -> None: ...
+def fourier_backward(
+    x: Array,
+    frequencies: int,
+    layout: int,
+    column: int,
+    grad_y: Array,
+    grad_x: Array,
+    /,
+) -> None: ...
 
 # A network without biases, through `layers` hidden layers of `hidden` units with relu. `params` is flat:
 # [out, in] per layer, row-major, widths of input and output rounded up to 16 (ops/mlp.py). An input column
@@ -255,6 +265,30 @@ def mlp_backward(
 # Density from column 0 of h: scale * exp where the normalised position y selects the sample, else 0.
 def density_forward(h: Array, y: Array, scale: float, sigma: Array, /) -> None: ...
 def density_backward(h: Array, y: Array, scale: float, grad_sigma: Array, grad_h: Array, /) -> None: ...
+
+# The output h of the base network goes two ways: column 0 to density, as above, and the others to the colour
+# network, between what all samples of a ray share: x = direction, h[1:], code. Samples are ray-major.
+def colour_inputs_forward(
+    h: Array,
+    y: Array,
+    scale: float,
+    direction: Array,
+    code: Array | None,
+    sigma: Array,
+    x: Array,
+    /,
+) -> None: ...
+def colour_inputs_backward(
+    h: Array,
+    y: Array,
+    scale: float,
+    grad_sigma: Array | None,
+    grad_x: Array,
+    grad_h: Array,
+    grad_direction: Array,
+    grad_code: Array | None,
+    /,
+) -> None: ...
 
 # Rendering weights along each ray.
 def weights_forward(sigma: Array, delta: Array, w: Array, /) -> None: ...
@@ -396,20 +430,23 @@ def predicted_normals_backward(
 # A colour per ray, even in 0 .. 1, to put behind what is seen. `counter` is (seed, step).
 def random_colour(counter: Array, colour: Array, stream: int, /) -> None: ...
 
-# One step of Adam on a flat parameter, in place. Learning rate, step count (from 1) and whether to step at
-# all live on the device, so that a CUDA graph can replay it. A gradient that is not finite is not applied and
-# clears `healthy`, which stops every later step.
+# One step of Adam on flat parameters, in place, all in one pass. Learning rates, step counts (from 1) and
+# whether to step at all live on the device, so that a CUDA graph can replay it. `stored` are copies in
+# another
+# dtype that follow their parameters. A gradient that is not finite is not applied and clears `healthy`, which
+# stops every later step.
 def adam(
-    parameter: Array,
-    gradient: Array,
-    first: Array,
-    second: Array,
-    rate: Array,
-    steps: Array,
+    parameters: list[Array],
+    gradients: list[Array],
+    first: list[Array],
+    second: list[Array],
+    stored: list[Array | None],
+    rates: list[Array],
+    steps: list[Array],
+    epsilon: list[float],
+    decay: list[float],
     healthy: Array,
     beta1: float,
     beta2: float,
-    epsilon: float,
-    decay: float,
     /,
 ) -> None: ...

@@ -6,6 +6,7 @@ from bench.cases import (
     contract,
     harmonics,
     hashgrid,
+    inputs,
     losses,
     mlp,
     pixels,
@@ -16,7 +17,21 @@ from bench.cases import (
 )
 from bench.cases._case import Case, several
 
-STAGES = (pixels, pose, rays, box, sample, contract, hashgrid, harmonics, mlp, weights, composite, losses)
+STAGES = (
+    pixels,
+    pose,
+    rays,
+    box,
+    sample,
+    contract,
+    hashgrid,
+    harmonics,
+    mlp,
+    inputs,
+    weights,
+    composite,
+    losses,
+)
 CASES: dict[str, Case] = {name: case for stage in STAGES for name, case in stage.CASES.items()}
 
 __all__ = ["CASES", "Case", "several"]

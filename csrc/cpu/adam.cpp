@@ -28,20 +28,41 @@ static void adam_block(const AdamStep& a, int64_t count, real* __restrict parame
   for (int64_t i = 0; i < count; ++i) parameter[i] = adam(a, parameter[i], gradient[i], first[i], second[i]);
 }
 
-void adam(Cpu, Out<real, kParams> parameter, In<real, kParams> gradient, Out<real, kParams> first,
-          Out<real, kParams> second, In<float, 1> rate, In<int64_t, 1> steps, Out<bool, 1> healthy,
-          double beta1, double beta2, double epsilon, double decay) {
+template <class T>
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+void copy_block(int64_t count, const real* __restrict from, T* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(from[i]);
+}
+
+void adam(Cpu, Several<Out<real, kParams>> parameters, Several<In<real, kParams>> gradients,
+          Several<Out<real, kParams>> first, Several<Out<real, kParams>> second,
+          Several<Maybe<OutPayload<kParams>>> stored, Several<In<float, 1>> rates,
+          Several<In<int64_t, 1>> steps, Several<double> epsilon, Several<double> decay, Out<bool, 1> healthy,
+          double beta1, double beta2) {
   if (!healthy.data[0]) return;
-  const AdamStep a =
-      adam_step(rate.data[0], steps.data[0], real(beta1), real(beta2), real(epsilon), real(decay));
-  const int64_t count = parameter.size[0];
+  AdamStep step[kSeveral];
+  int64_t end[kSeveral], blocks = 0;  // of each parameter's blocks
+  for (int k = 0; k < parameters.count; ++k) {
+    step[k] = adam_step(rates.item[k].data[0], steps.item[k].data[0], real(beta1), real(beta2),
+                        real(epsilon.item[k]), real(decay.item[k]));
+    end[k] = blocks += (parameters.item[k].size[0] + kBlock - 1) / kBlock;
+  }
   std::atomic<bool> good{true};
-  parallel_for((count + kBlock - 1) / kBlock, kBlock, [&](int64_t block) {
-    const int64_t from = block * kBlock, size = std::min(kBlock, count - from);
-    if (finite(size, gradient.data + from))
-      adam_block(a, size, parameter.data + from, gradient.data + from, first.data + from, second.data + from);
-    else
+  parallel_for(blocks, kBlock, [&](int64_t block) {
+    const int64_t k = std::upper_bound(end, end + parameters.count, block) - end;
+    const int64_t from = (block - (k > 0 ? end[k - 1] : 0)) * kBlock;
+    const int64_t size = std::min(kBlock, parameters.item[k].size[0] - from);
+    real* parameter = parameters.item[k].data + from;
+    const real* gradient = gradients.item[k].data + from;
+    if (!finite(size, gradient)) {
       good = false;
+      return;
+    }
+    adam_block(step[k], size, parameter, gradient, first.item[k].data + from, second.item[k].data + from);
+    if (stored.item[k])
+      with_dtype(stored.item[k], [&](auto copy) { copy_block(size, parameter, copy.data + from); });
   });
   healthy.data[0] = good;
 }

@@ -63,14 +63,14 @@ void harmonics_backward(Cpu, In<real, kPoints, 3> d, int64_t signs, In<real, kPo
   });
 }
 
-void fourier_forward(Cpu, In<real, kPoints, 3> x, int64_t frequencies, int64_t layout,
+void fourier_forward(Cpu, In<real, kPoints, 3> x, int64_t frequencies, int64_t layout, int64_t column,
                      Out<real, kPoints, kOutputs> y) {
-  const char* problem = fourier_problem(frequencies, layout, y.size[1]);
+  const char* problem = fourier_problem(frequencies, layout, column, y.size[1]);
   require(!problem, problem);
   parallel_for((x.size[0] + kBlock - 1) / kBlock, kBlock * frequencies * 4, [&](int64_t b) {
     const int count = in_block(x.size[0], b);
     real at[kBlock] = {}, sine[kBlock], cosine[kBlock];
-    real* rows = y.data + b * kBlock * y.size[1];
+    real* rows = y.data + b * kBlock * y.size[1] + column;
     for (int d = 0; d < 3; ++d) {
       for (int i = 0; i < count; ++i) at[i] = x.data[3 * (b * kBlock + i) + d];
       for (int k = 0; k < frequencies; ++k) {
@@ -85,14 +85,14 @@ void fourier_forward(Cpu, In<real, kPoints, 3> x, int64_t frequencies, int64_t l
   });
 }
 
-void fourier_backward(Cpu, In<real, kPoints, 3> x, int64_t frequencies, int64_t layout,
+void fourier_backward(Cpu, In<real, kPoints, 3> x, int64_t frequencies, int64_t layout, int64_t column,
                       In<real, kPoints, kOutputs> grad_y, Out<real, kPoints, 3> grad_x) {
-  const char* problem = fourier_problem(frequencies, layout, grad_y.size[1]);
+  const char* problem = fourier_problem(frequencies, layout, column, grad_y.size[1]);
   require(!problem, problem);
   parallel_for((x.size[0] + kBlock - 1) / kBlock, kBlock * frequencies * 4, [&](int64_t b) {
     const int count = in_block(x.size[0], b);
     real at[kBlock] = {}, sine[kBlock] = {}, cosine[kBlock] = {};
-    const real* rows = grad_y.data + b * kBlock * grad_y.size[1];
+    const real* rows = grad_y.data + b * kBlock * grad_y.size[1] + column;
     for (int d = 0; d < 3; ++d) {
       real sum[kBlock] = {};
       for (int i = 0; i < count; ++i) at[i] = x.data[3 * (b * kBlock + i) + d];

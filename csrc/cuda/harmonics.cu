@@ -25,12 +25,25 @@ __global__ void __launch_bounds__(kThreads)
   store3(grad_d.data, i, harmonics_vjp(load3(d.data, i), signs, g));
 }
 
-constexpr int kTile = 64;  // points per block of the Fourier kernels: their rows are one contiguous run
+constexpr int kTile = 64;  // points per block of the Fourier kernels
+
+// Calls body(at, i) for the numbers i of a tile of rows, thread after thread, and for where each lies in rows
+// of `pitch` numbers.
+template <class Body>
+__device__ __forceinline__ void over_rows(int count, int width, int64_t pitch, const Body& body) {
+  const int step_row = blockDim.x / width, step_column = blockDim.x % width;
+  int row = threadIdx.x / width, column = threadIdx.x % width;
+  for (int i = threadIdx.x; i < count * width; i += blockDim.x) {
+    body(row * pitch + column, i);
+    row += step_row, column += step_column;
+    if (column >= width) column -= width, ++row;
+  }
+}
 
 // One thread per coordinate of a point, looping over octaves. Rows are staged in shared memory, so that whole
 // sectors leave.
 __global__ void __launch_bounds__(3 * kTile)
-    fourier_forward_kernel(In<real, kPoints, 3> x, int frequencies, int64_t layout,
+    fourier_forward_kernel(In<real, kPoints, 3> x, int frequencies, int64_t layout, int64_t column,
                            Out<real, kPoints, kOutputs> y) {
   extern __shared__ real tile[];
   const int64_t first = blockIdx.x * int64_t{kTile};
@@ -46,16 +59,18 @@ __global__ void __launch_bounds__(3 * kTile)
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < count * width; i += 3 * kTile) y.data[first * width + i] = tile[i];
+  real* rows = y.data + first * y.size[1] + column;
+  over_rows(count, width, y.size[1], [&](int64_t at, int i) { rows[at] = tile[i]; });
 }
 
 __global__ void __launch_bounds__(3 * kTile)
-    fourier_backward_kernel(In<real, kPoints, 3> x, int frequencies, int64_t layout,
+    fourier_backward_kernel(In<real, kPoints, 3> x, int frequencies, int64_t layout, int64_t column,
                             In<real, kPoints, kOutputs> grad_y, Out<real, kPoints, 3> grad_x) {
   extern __shared__ real tile[];
   const int64_t first = blockIdx.x * int64_t{kTile};
   const int count = int(min(int64_t{kTile}, x.size[0] - first)), width = 6 * frequencies;
-  for (int i = threadIdx.x; i < count * width; i += 3 * kTile) tile[i] = grad_y.data[first * width + i];
+  const real* rows = grad_y.data + first * grad_y.size[1] + column;
+  over_rows(count, width, grad_y.size[1], [&](int64_t at, int i) { tile[i] = rows[at]; });
   __syncthreads();
 
   const int point = threadIdx.x / 3, d = threadIdx.x % 3;
@@ -88,20 +103,21 @@ void harmonics_backward(Cuda q, In<real, kPoints, 3> d, int64_t signs, In<real, 
          grad_y, grad_d);
 }
 
-void fourier_forward(Cuda q, In<real, kPoints, 3> x, int64_t frequencies, int64_t layout,
+void fourier_forward(Cuda q, In<real, kPoints, 3> x, int64_t frequencies, int64_t layout, int64_t column,
                      Out<real, kPoints, kOutputs> y) {
-  const char* problem = fourier_problem(frequencies, layout, y.size[1]);
+  const char* problem = fourier_problem(frequencies, layout, column, y.size[1]);
   require(!problem, problem);
   launch_shared("fourier_forward", fourier_forward_kernel, blocks(x.size[0], kTile), 3 * kTile,
-                kTile * y.size[1] * sizeof(real), q, x, int(frequencies), layout, y);
+                kTile * 6 * frequencies * sizeof(real), q, x, int(frequencies), layout, column, y);
 }
 
-void fourier_backward(Cuda q, In<real, kPoints, 3> x, int64_t frequencies, int64_t layout,
+void fourier_backward(Cuda q, In<real, kPoints, 3> x, int64_t frequencies, int64_t layout, int64_t column,
                       In<real, kPoints, kOutputs> grad_y, Out<real, kPoints, 3> grad_x) {
-  const char* problem = fourier_problem(frequencies, layout, grad_y.size[1]);
+  const char* problem = fourier_problem(frequencies, layout, column, grad_y.size[1]);
   require(!problem, problem);
   launch_shared("fourier_backward", fourier_backward_kernel, blocks(x.size[0], kTile), 3 * kTile,
-                kTile * grad_y.size[1] * sizeof(real), q, x, int(frequencies), layout, grad_y, grad_x);
+                kTile * 6 * frequencies * sizeof(real), q, x, int(frequencies), layout, column, grad_y,
+                grad_x);
 }
 
 }  // namespace raymarch

@@ -10,8 +10,8 @@ namespace raymarch {
 constexpr int kTile = 32;  // points per block: one per lane
 constexpr int kMostWarps = 8;
 
-// Sums of eight corner entries, staged in shared memory: the rows of a tile are one contiguous run, so whole
-// sectors leave. Odd pitch: lanes that write a column hit different banks.
+// Sums of eight corner entries, staged in shared memory: neighbours of a row leave together, in whole
+// sectors. Odd pitch: lanes that write a column hit different banks.
 template <class T, int F>
 __global__ void __launch_bounds__(32 * kMostWarps)
     hashgrid_forward_kernel(In<real, kPoints, 3> x, In<T, kEntries, kChannels> table,
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   const int step_row = blockDim.x / width, step_column = blockDim.x % width;
   int row = threadIdx.x / width, column = threadIdx.x % width;
   for (int i = threadIdx.x; i < count * width; i += blockDim.x) {
-    y.data[first * width + i] = tile[row * pitch + column];
+    y.data[(first + row) * y.size[1] + column] = tile[row * pitch + column];
     row += step_row, column += step_column;
     if (column >= width) column -= width, ++row;
   }
@@ -111,7 +111,7 @@ __device__ __forceinline__ void walk(In<real, kPoints, 3> x, In<real, kPoints, k
   bool any = false;
   for (int64_t i = begin; i < end; ++i) {
     real g[F];
-    load_vector(grad_y.data + (i * grid.levels + l) * F, g);
+    load_vector(grad_y.data + i * grad_y.size[1] + l * F, g);
     const Cell cell = locate(level, load3(x.data, i), grid.smooth);
     bool flows = false;
 #pragma unroll
@@ -138,10 +138,11 @@ __global__ void __launch_bounds__(kWalkThreads)
 
 // The largest |gradient|, as the bits of a float, which order as the floats do. NaN orders above infinity.
 __global__ void __launch_bounds__(256)
-    hashgrid_largest_kernel(In<real, kPoints, kOutputs> grad_y, int64_t* largest) {
-  const int64_t count = grad_y.size[0] * grad_y.size[1], stride = gridDim.x * int64_t{blockDim.x};
+    hashgrid_largest_kernel(In<real, kPoints, kOutputs> grad_y, int width, int64_t* largest) {
+  const int64_t count = grad_y.size[0] * width, stride = gridDim.x * int64_t{blockDim.x};
   unsigned most = 0;
-  for (int64_t i = item(); i < count; i += stride) most = max(most, __float_as_uint(fabsf(grad_y.data[i])));
+  for (int64_t i = item(); i < count; i += stride)
+    most = max(most, __float_as_uint(fabsf(grad_y.data[i / width * grad_y.size[1] + i % width])));
   most = __reduce_max_sync(~0u, most);
   if (lane() == 0) atomicMax(reinterpret_cast<unsigned long long*>(largest), (unsigned long long)most);
 }
@@ -186,7 +187,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   const int step_row = blockDim.x / width, step_column = blockDim.x % width;
   int row = threadIdx.x / width, column = threadIdx.x % width;
   for (int i = threadIdx.x; i < count * width; i += blockDim.x) {
-    tile[row * pitch + column] = grad_y.data[first * width + i];
+    tile[row * pitch + column] = grad_y.data[(first + row) * grad_y.size[1] + column];
     row += step_row, column += step_column;
     if (column >= width) column -= width, ++row;
   }
@@ -253,7 +254,7 @@ void hashgrid_forward(Cuda q, In<real, kPoints, 3> x, Payload<kEntries, kChannel
                             any.size[0], any.size[1], y.size[1]);
   require(aligned(any.data, 16), "the table must start at a multiple of 16 bytes");
   const int block = 32 * warps_for(grid.levels);
-  const size_t shared = kTile * (y.size[1] | 1) * sizeof(real);
+  const size_t shared = kTile * ((levels * any.size[1]) | 1) * sizeof(real);
   with_dtype(any, [&](auto table) {
     with_features(any.size[1], [&](auto features) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(table.data)>>;
@@ -271,6 +272,8 @@ void hashgrid_backward(Cuda q, In<real, kPoints, 3> x, int64_t levels, int64_t b
   const Grid grid = checked({levels, base_resolution, max_resolution, log2_size, interpolation, layout},
                             grad_table.size[0], grad_table.size[1], grad_y.size[1]);
   require(aligned(grad_y.data, 16), "grad_y must start at a multiple of 16 bytes");
+  require(grad_y.size[1] % std::min<int64_t>(4, grad_table.size[1]) == 0,
+          "rows of grad_y must start at multiples of an entry, or of 16 bytes");
   require(aligned(grad_table.data, 16), "grad_table must start at a multiple of 16 bytes");
   require(!exact || exact.size[0] == numbers + 1, "exact must have one number more than the table");
   if (points == 0) return;  // the gradient is zero already
@@ -281,7 +284,8 @@ void hashgrid_backward(Cuda q, In<real, kPoints, 3> x, int64_t levels, int64_t b
       return launch("hashgrid_backward", hashgrid_backward_kernel<F>, threads, kWalkThreads, q, x, grad_y,
                     grid, grad_table);
     int64_t* largest = exact.data + numbers;
-    launch("hashgrid_backward", hashgrid_largest_kernel, 4 * multiprocessors(q), 256, q, grad_y, largest);
+    launch("hashgrid_backward", hashgrid_largest_kernel, 4 * multiprocessors(q), 256, q, grad_y,
+           grid.levels * F, largest);
     launch("hashgrid_backward", hashgrid_backward_exact_kernel<F>, threads, kWalkThreads, q, x, grad_y, grid,
            exact.data, largest);
     launch("hashgrid_backward", hashgrid_from_exact_kernel, blocks(numbers, 256), 256, q, exact.data, largest,
@@ -297,7 +301,7 @@ void hashgrid_input_gradient(Cuda q, In<real, kPoints, 3> x, Payload<kEntries, k
                             any.size[0], any.size[1], grad_y.size[1]);
   require(aligned(any.data, 16), "the table must start at a multiple of 16 bytes");
   const int block = 32 * warps_for(grid.levels);
-  const size_t shared = (kTile * (grad_y.size[1] | 1) + 3 * block) * sizeof(real);
+  const size_t shared = (kTile * ((levels * any.size[1]) | 1) + 3 * block) * sizeof(real);
   with_dtype(any, [&](auto table) {
     with_features(any.size[1], [&](auto features) {
       using T = std::remove_const_t<std::remove_pointer_t<decltype(table.data)>>;

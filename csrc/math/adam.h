@@ -11,10 +11,17 @@ struct AdamStep {
   real beta1, beta2, epsilon, decay;
 };
 
+// In double: 1 - beta^t loses three digits of a float in the first steps. By squaring, because std::pow of a
+// thread on a GPU takes longer than the memory it would wait for.
+RM_HD double adam_power(double beta, int64_t t) {
+  double power = 1;
+  for (; t > 0; t >>= 1, beta *= beta)
+    if (t & 1) power *= beta;
+  return power;
+}
+
 RM_HD AdamStep adam_step(real rate, int64_t t, real beta1, real beta2, real epsilon, real decay) {
-  // In double: 1 - beta2^t loses three digits of a float in the first steps.
-  const double first = 1 - std::pow(double(beta1), double(t)),
-               second = 1 - std::pow(double(beta2), double(t));
+  const double first = 1 - adam_power(beta1, t), second = 1 - adam_power(beta2, t);
   return {real(double(rate) / first), real(1 / std::sqrt(second)), beta1, beta2, epsilon, decay};
 }
 

@@ -19,10 +19,11 @@ constexpr int64_t kMaxFrequencies = 24;
 inline const char* harmonics_problem(int64_t signs) {
   return signs < 0 || signs >= kHarmonicSigns ? "signs is not a known convention" : nullptr;
 }
-inline const char* fourier_problem(int64_t frequencies, int64_t layout, int64_t outputs) {
+inline const char* fourier_problem(int64_t frequencies, int64_t layout, int64_t column, int64_t outputs) {
   if (frequencies < 1 || frequencies > kMaxFrequencies) return "frequencies must lie in 1..24";
   if (layout < 0 || layout >= kFourierLayouts) return "layout is not a known mode";
-  return outputs != 6 * frequencies ? "the encoding must have 6 * frequencies columns" : nullptr;
+  const bool fits = column >= 0 && column + 6 * frequencies <= outputs;
+  return fits ? nullptr : "the encoding must have 6 * frequencies columns from column on";
 }
 
 struct Harmonics {

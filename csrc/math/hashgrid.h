@@ -100,12 +100,12 @@ inline Grid make_grid(const GridSettings& s) {
   return grid;
 }
 
-// What is wrong with a table of that many entries and features and an encoding of that many columns, or null.
+// What is wrong with a table of that many entries and features and rows of that many columns, or null.
 inline const char* grid_problem(const Grid& grid, int64_t entries, int64_t features, int64_t outputs) {
   if (entries != grid.entries) return "the table must have as many entries as table_layout says";
   if (features != 1 && features != 2 && features != 4 && features != 8)
     return "the table must have 1, 2, 4 or 8 features per entry";
-  return outputs != grid.levels * features ? "the encoding must have levels * features columns" : nullptr;
+  return outputs < grid.levels * features ? "the encoding must have levels * features columns" : nullptr;
 }
 
 // Calls body with the number of features as a constant.

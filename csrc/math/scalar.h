@@ -73,12 +73,15 @@ RM_HD half from_float<half>(real wide) {
   return {__half_as_ushort(__float2half_rn(x))};
 #else
   const uint32_t u = float_bits(x), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
-  if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};  // rounds to 65536 or more
-  if (magnitude < 0x38800000u)  // subnormal: adding 0.5 lines the half's last bit up with the float's
-    return {uint16_t(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u))};
+  // Every case is computed and one chosen, so that loops of this vectorise.
   const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);
-  return {uint16_t(sign | ((rounded - 0x38000000u) >> 13))};
+  const uint32_t normal = (rounded - 0x38000000u) >> 13;
+  // Subnormal: adding 0.5 lines the half's last bit up with the float's.
+  const uint32_t subnormal = float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t bits = magnitude < 0x38800000u ? subnormal : normal;
+  bits = magnitude >= 0x477ff000u ? 0x7c00u : bits;  // rounds to 65536 or more
+  bits = magnitude > 0x7f800000u ? 0x7e00u : bits;
+  return {uint16_t(sign | bits)};
 #endif
 }
 template <>

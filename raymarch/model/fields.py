@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from raymarch.nn import MLP, Fourier, Harmonics, HashGrid
 from raymarch.ops.contract import contract_unit
+from raymarch.ops.inputs import colour_inputs
 from raymarch.ops.mlp import density
 from raymarch.ops.sample import positions, sample_unit_positions
 from raymarch.types import Field, Rays, Samples
@@ -138,36 +139,24 @@ class RadianceField(nn.Module):
             self.normals = MLP(self.fourier.outputs + config.geometry_features, 64, 64, 2, padding=1.0)
             self.normals_layer = nn.Linear(64, 3)
 
-    def density(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Density [P], the base MLP's output [P, 1 + G] and the grid's [P, L * F] at unit positions."""
-        encoded = self.grid(y)
-        h = self.mlp(encoded)
-        return density(h, y, self.config.average_init_density), h, encoded
+    def density(self, h: Tensor, y: Tensor) -> Tensor:
+        """Density [P] from the base MLP's output [P, 1 + G] at unit positions [P, 3]."""
+        return density(h, y, self.config.average_init_density)
 
-    def colours(self, rays: Rays, h: Tensor, per_ray: int, train: bool) -> Tensor:
-        """Colour [R, S, 3] from the base MLP's output [R * S, 1 + G]."""
-        view = [self.harmonics(rays.directions)]
-        if self.config.appearance:
-            view.append(self.codes(rays, train))
-        ray_inputs = torch.cat(view, -1)  # what all samples of a ray share
-        direction, code = ray_inputs.split([self.harmonics.outputs, self.config.appearance], -1)
-        count = rays.origins.shape[0]
-        inputs = torch.cat(
-            [
-                direction[:, None].expand(-1, per_ray, -1),
-                h.view(count, per_ray, -1)[..., 1:],
-                code[:, None].expand(-1, per_ray, -1),
-            ],
-            -1,
-        )
-        return self.colour(inputs.view(count * per_ray, -1)).view(count, per_ray, 3)
+    def density_and_colours(self, h: Tensor, y: Tensor, rays: Rays, train: bool) -> tuple[Tensor, Tensor]:
+        """Density [P] and colour [P, 3], P = R * S, from the base MLP's output [P, 1 + G]."""
+        direction = self.harmonics(rays.directions)
+        code = self.codes(rays, train) if self.config.appearance else None
+        sigma, inputs = colour_inputs(h, y, self.config.average_init_density, direction, code)
+        return sigma, self.colour(inputs)
 
     def codes(self, rays: Rays, train: bool) -> Tensor:
         """Appearance codes [R, A]: each camera's own while training, one for all otherwise."""
         if train:
-            return self.appearance[rays.camera]
+            # Unlike [], its gradient needs no sort.
+            return self.appearance.index_select(0, rays.camera)
         code = self.appearance.mean(0) if self.config.eval_appearance == "mean" else self.appearance[0] * 0
-        return code.expand(rays.origins.shape[0], -1)
+        return code.expand(rays.origins.shape[0], -1).contiguous()
 
     @torch.no_grad()
     def gradient_normals(self, rays: Rays, samples: Samples, y: Tensor, encoded: Tensor) -> Tensor:
@@ -189,13 +178,19 @@ class RadianceField(nn.Module):
 
     def forward(self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool) -> Field:
         y = unit_positions(rays, samples, self.norm)
-        sigma, h, encoded = self.density(y)
+        encoded = self.grid(y)
+        h = self.mlp(encoded)
+        rgb = None
+        if "rgb" in heads:
+            sigma, rgb = self.density_and_colours(h, y, rays, train)
+        else:
+            sigma = self.density(h, y)
         count, per_ray = samples.t.shape[0], samples.t.shape[1] - 1
         predict = self.config.predicted_normals and ("predicted_normals" in heads or train)
         gradient = "normals" in heads or (train and self.config.predicted_normals)
         return Field(
             density=sigma.view(count, per_ray),
-            rgb=self.colours(rays, h, per_ray, train) if "rgb" in heads else None,
+            rgb=None if rgb is None else rgb.view(count, per_ray, 3),
             normals=self.gradient_normals(rays, samples, y.detach(), encoded.detach()) if gradient else None,
             predicted_normals=self.predict_normals(rays, samples, h) if predict else None,
         )
@@ -224,7 +219,9 @@ class FeatureField(nn.Module):
 
     def hidden(self, y: Tensor) -> Tensor:
         """Last hidden activations [P, H] at unit positions [P, 3]."""
-        return self.trunk(torch.cat([e(y) for e in (self.grid, self.fourier) if e is not None], -1))
+        if self.grid is not None and self.fourier is not None:
+            return self.trunk(self.grid.beside(self.fourier, y))
+        return self.trunk(self.grid(y) if self.grid is not None else self.fourier(y))
 
     def forward(self, rays: Rays, samples: Samples) -> Tensor:
         """Hidden activations [R, S, H]."""
@@ -254,7 +251,7 @@ class Fields(nn.Module):
     def at(self, points: Tensor) -> dict[str, Tensor]:
         """Density [P] and, where there is a feature field, features [P, D] at scene positions [P, 3]."""
         y = contract_unit(points, self.config.norm)
-        found = {"density": self.radiance.density(y)[0]}
+        found = {"density": self.radiance.density(self.radiance.mlp(self.radiance.grid(y)), y)}
         if self.feature is not None:
             found["feature"] = self.feature.hidden(y) @ self.feature.layer.T
         return found

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from raymarch.nn.harmonics import Fourier
 from raymarch.ops.hashgrid import FEATURES, INTERPOLATIONS, hashgrid, hashgrid_input_gradient, table_layout
+from raymarch.ops.inputs import encode
 
 STORAGES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INITIAL = {"tcnn": 1e-4, "nerfstudio": 1e-3}  # entries start uniform in plus or minus this
@@ -15,7 +17,9 @@ class HashGrid(nn.Module):
     `table` [N, features] float32 is the parameter, in the layout of `table_layout`. `storage` is what
     lookups read: "float32" the table itself, "float16" or "bfloat16" a copy at half the size, "auto" float16
     on CUDA and float32 on the CPU. The copy is refreshed in every forward pass while training (into the same
-    memory, so a captured CUDA graph stays valid); in evaluation it is kept until the table changes.
+    memory, so a captured CUDA graph stays valid); in evaluation it is kept until the table changes. While
+    `kept` is true, an optimiser writes the copy with the table and says so (`mark_current`): then training
+    refreshes it only after other changes, too.
     """
 
     def __init__(
@@ -48,7 +52,8 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter(table.uniform_(-INITIAL[layout], INITIAL[layout], generator=random))
         self.stored: Tensor | None
         self.register_buffer("stored", None, persistent=False)
-        self._stored_version: int | None = None  # of the table, when `stored` was copied from it
+        self._stored_version: int | None = None  # of the table, when `stored` was last equal to it
+        self.kept = False
 
     def train(self, mode: bool = True) -> "HashGrid":
         self._stored_version = None  # an optimiser may have written the table behind torch's back
@@ -58,24 +63,45 @@ class HashGrid(nn.Module):
         self.stored = None  # moved tables get a new copy, of the dtype that fits the new device
         return super()._apply(fn, recurse)
 
-    def _looked_up(self) -> Tensor | None:
-        """The copy to look up, as fresh as it must be; None for the table itself."""
+    @property
+    def current(self) -> bool:
+        """Whether there is a copy with the table's present values."""
+        return self.stored is not None and self._stored_version == self.table._version
+
+    def mark_current(self) -> None:
+        """Say that `stored` was written with the table, and has its present values."""
+        self._stored_version = self.table._version
+
+    def refresh(self) -> None:
+        """Make the copy, if lookups read one, and bring it up to date, if the table has changed."""
         auto = torch.float16 if self.table.is_cuda else torch.float32
         dtype = STORAGES.get(self.storage, auto)
         if dtype == self.table.dtype:
-            return None
+            return
         if self.stored is None:
             self.stored, self._stored_version = torch.empty_like(self.table, dtype=dtype), None
-        if self.training or self._stored_version != self.table._version:
+        if self._stored_version != self.table._version:
             # Through .data: a refresh must not count as a change of what an earlier forward pass saved.
             self.stored.data.copy_(self.table.data)
-            self._stored_version = self.table._version
+            self.mark_current()
+
+    def _looked_up(self) -> Tensor | None:
+        """The copy to look up, as fresh as it must be; None for the table itself."""
+        if self.training and not self.kept:
+            self._stored_version = None  # an optimiser may have written the table behind torch's back
+        self.refresh()
         return self.stored
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [P, 3] in [0, 1]. Returns [P, outputs] float32, level-major."""
         settings = (*self.settings, self.interpolation)
         return hashgrid(x, self.table, *settings, stored=self._looked_up(), layout=self.layout)
+
+    def beside(self, fourier: Fourier, x: Tensor) -> Tensor:
+        """cat([self(x), fourier(x)], -1), written in one go: [P, outputs + fourier.outputs]."""
+        stored, layouts = self._looked_up(), (self.layout, fourier.layout)
+        settings = (*self.settings, self.interpolation, stored, *layouts)
+        return encode(x, self.table, fourier.frequencies, *settings)
 
     @torch.no_grad()
     def input_gradient(self, x: Tensor, grad_y: Tensor) -> Tensor:

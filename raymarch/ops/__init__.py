@@ -7,6 +7,7 @@ from raymarch.ops.composite import Composite, composite
 from raymarch.ops.contract import contract, contract_unit, uncontract
 from raymarch.ops.harmonics import fourier, harmonics
 from raymarch.ops.hashgrid import hashgrid, hashgrid_input_gradient, table_layout
+from raymarch.ops.inputs import colour_inputs, encode
 from raymarch.ops.losses import (
     depth_ds_nerf,
     depth_urf,
@@ -26,6 +27,7 @@ from raymarch.ops.weights import transmittance, weights, weights_from_alpha, wei
 __all__ = [
     "Composite",
     "adam",
+    "colour_inputs",
     "composite",
     "contract",
     "contract_unit",
@@ -34,6 +36,7 @@ __all__ = [
     "depth_urf",
     "distortion",
     "draw_pixels",
+    "encode",
     "find_non_finite",
     "fourier",
     "gather_features",

@@ -21,9 +21,10 @@ _library = torch.library.Library("raymarch", "DEF")
 def launch(kernel: str, *args) -> None:
     """Run a native kernel on real tensors. Tracing asks only for shapes, so fakes do nothing.
 
-    The first argument is a tensor; where the op has geometry, a geometry tensor: its dtype picks the build.
+    The first argument is a tensor or a list of them; where the op has geometry, a geometry tensor: its dtype
+    picks the build.
     """
-    first = args[0]
+    first = args[0][0] if isinstance(args[0], list) else args[0]
     if isinstance(first, FakeTensor) or first.is_meta:
         return
     core = _C64 if first.dtype is torch.float64 else _C
@@ -38,8 +39,8 @@ _watch: list[str] | None = None  # while find_non_finite runs: what was found, f
 def _watched(core, kernel: str, args: tuple) -> None:
     getattr(core, kernel)(*args)
     for position, name in _outputs(core, kernel).items():
-        a = args[position]
-        if a is not None and a.is_floating_point() and not bool(a.isfinite().all()):
+        written = args[position] if isinstance(args[position], list) else [args[position]]
+        if any(a is not None and a.is_floating_point() and not bool(a.isfinite().all()) for a in written):
             _watch.append(f"{kernel} ({name})")  # type: ignore[union-attr]
 
 

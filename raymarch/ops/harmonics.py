@@ -27,14 +27,14 @@ def harmonics_backward(d: Tensor, signs: int, grad_y: Tensor) -> Tensor:
 @op
 def fourier_forward(x: Tensor, frequencies: int, layout: int) -> Tensor:
     y = x.new_empty(x.shape[0], 6 * frequencies)
-    launch("fourier_forward", x, frequencies, layout, y)
+    launch("fourier_forward", x, frequencies, layout, 0, y)
     return y
 
 
 @op
-def fourier_backward(x: Tensor, frequencies: int, layout: int, grad_y: Tensor) -> Tensor:
+def fourier_backward(x: Tensor, frequencies: int, layout: int, column: int, grad_y: Tensor) -> Tensor:
     grad_x = torch.empty_like(x)
-    launch("fourier_backward", x, frequencies, layout, grad_y, grad_x)
+    launch("fourier_backward", x, frequencies, layout, column, grad_y, grad_x)
     return grad_x
 
 
@@ -43,7 +43,7 @@ def _harmonics_backward(inputs, saved, grads, needs):
 
 
 def _fourier_backward(inputs, saved, grads, needs):
-    return fourier_backward(*inputs, *grads), None, None
+    return fourier_backward(*inputs, 0, *grads), None, None
 
 
 _harmonics = differentiable(harmonics_forward, _harmonics_backward)

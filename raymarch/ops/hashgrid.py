@@ -72,6 +72,13 @@ def hashgrid_forward(
     return y
 
 
+def _entries_aligned(grad_y: Tensor, levels: int, features: int) -> Tensor:
+    """grad_y, or a copy of the grid's columns where wider rows would put entries between vectors on CUDA."""
+    if grad_y.is_cuda and grad_y.shape[1] % min(4, features):
+        grad_y = grad_y[:, : levels * features].contiguous()
+    return vectorisable(grad_y)
+
+
 @op
 def hashgrid_backward(
     x: Tensor,
@@ -91,7 +98,8 @@ def hashgrid_backward(
     if deterministic and x.is_cuda:
         exact = torch.zeros(table.numel() + 1, dtype=torch.int64, device=x.device)
     settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
-    launch("hashgrid_backward", x, *settings, vectorisable(grad_y), exact, grad_table)
+    grad_y = _entries_aligned(grad_y, levels, table.shape[1])
+    launch("hashgrid_backward", x, *settings, grad_y, exact, grad_table)
     return grad_table
 
 
@@ -126,6 +134,20 @@ def _backward(inputs, saved, grads, needs):
 
 
 _hashgrid = differentiable(hashgrid_forward, _backward)
+
+
+def hashgrid_settings(
+    x: Tensor,
+    table: Tensor,
+    stored: Tensor | None,
+    settings: tuple[int, int, int, int],
+    interpolation: str,
+    layout: str,
+) -> tuple[int, ...]:
+    """The settings as the core takes them, after a check of everything that a grid rejects."""
+    modes = _number("interpolation", interpolation, INTERPOLATIONS), _number("layout", layout, LAYOUTS)
+    _check(x, table, stored, settings, layout)
+    return *settings, *modes
 
 
 def _check(x: Tensor, table: Tensor, stored: Tensor | None, settings: tuple[int, int, int, int], layout: str):
@@ -175,10 +197,9 @@ def hashgrid(
     Raises ValueError for a table of another size or an unknown mode, TypeError for a half table that
     requires grad.
     """
-    modes = _number("interpolation", interpolation, INTERPOLATIONS), _number("layout", layout, LAYOUTS)
-    settings = (levels, base_resolution, max_resolution, log2_size)
-    _check(x, table, stored, settings, layout)
-    return _hashgrid(x, table, stored, *settings, *modes)
+    shape = (levels, base_resolution, max_resolution, log2_size)
+    settings = hashgrid_settings(x, table, stored, shape, interpolation, layout)
+    return _hashgrid(x, table, stored, *settings)
 
 
 def hashgrid_input_gradient(
@@ -196,8 +217,12 @@ def hashgrid_input_gradient(
 
     `table` is the one looked up, in float32, float16 or bfloat16. Nothing is recorded for autograd.
     """
-    modes = _number("interpolation", interpolation, INTERPOLATIONS), _number("layout", layout, LAYOUTS)
-    settings = (levels, base_resolution, max_resolution, log2_size)
     x, table, grad_y = x.detach(), table.detach(), grad_y.detach()
-    _check(x, table, None, settings, layout)
-    return hashgrid_slope(x, table, *settings, *modes, grad_y)
+    shape = (levels, base_resolution, max_resolution, log2_size)
+    settings = hashgrid_settings(x, table, None, shape, interpolation, layout)
+    if grad_y.shape[-1] != (outputs := levels * table.shape[1]):
+        raise ValueError(
+            f"hashgrid_input_gradient: grad_y has {grad_y.shape[-1]} columns, expected {outputs}: "
+            "levels * features"
+        )
+    return hashgrid_slope(x, table, *settings, grad_y)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
-from raymarch.ops.adam import adam
+from raymarch.nn import HashGrid
+from raymarch.ops.adam import AdamItem, adam_many
 
 
 @dataclass(frozen=True)
@@ -43,31 +47,76 @@ def learning_rate(config: GroupConfig, steps: Tensor) -> Tensor:
     return torch.where(steps < config.warmup, ramp, decayed)
 
 
-class Adam:
-    """Moments and step counts per parameter group. A group whose gradients are missing does not step."""
+def runs(flags: list[bool]) -> list[tuple[int, int]]:
+    """Begin and end of every run of true flags."""
+    edges = [i for i, (a, b) in enumerate(zip([False, *flags], [*flags, False], strict=True)) if a != b]
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
-    def __init__(self, groups: dict[str, list[nn.Parameter]], config: OptimConfig):
+
+class Adam:
+    """Moments and step counts per parameter group. A group whose gradients are missing does not step.
+
+    `grids` are the hash grids among the owners of the parameters; `keeping_copies` is for them.
+    """
+
+    def __init__(
+        self, groups: dict[str, list[nn.Parameter]], config: OptimConfig, grids: Iterable[HashGrid] = ()
+    ):
         self.groups, self.config = groups, config
+        self.grids = {grid.table: grid for grid in grids}
         self.first = {name: [torch.zeros_like(p) for p in params] for name, params in groups.items()}
         self.second = {name: [torch.zeros_like(p) for p in params] for name, params in groups.items()}
-        self.steps = {
-            name: torch.zeros(1, dtype=torch.int64, device=params[0].device)
-            for name, params in groups.items()
-        }
+        device = next(iter(groups.values()))[0].device
+        self._steps = torch.zeros(len(groups), dtype=torch.int64, device=device)
+        self.steps = {name: self._steps[i : i + 1] for i, name in enumerate(groups)}
+
+    @contextmanager
+    def keeping_copies(self) -> Iterator[None]:
+        """While open, `step` writes the half copies of tables too, so that forward passes need not.
+
+        Only this optimiser may change the tables meanwhile. Capture and replay CUDA graphs inside.
+        """
+        for grid in self.grids.values():
+            grid.refresh()
+            grid.kept = True
+        try:
+            yield
+        finally:
+            for grid in self.grids.values():
+                grid.kept = False
+
+    def replayed(self) -> None:
+        """Tell torch what replays of a captured `step` did: parameters changed, copies followed."""
+        followed = [grid for grid in self.grids.values() if grid.kept and grid.current]
+        increment_version([p for params in self.groups.values() for p in params])
+        for grid in followed:
+            grid.mark_current()
 
     def step(self, rates: dict[str, Tensor], healthy: Tensor) -> None:
-        """Update every group from `.grad`; `rates[name]` [1] float32 and `healthy` [1] bool on the device."""
+        """Update every group from `.grad`. `rates[name]` [1] float32, `healthy` [1] bool: on the device."""
+        items, kept = [], []
         for name, params in self.groups.items():
-            if all(p.grad is None for p in params):
-                continue
             group: GroupConfig = getattr(self.config, name)
-            self.steps[name] += healthy
             for p, m, v in zip(params, self.first[name], self.second[name], strict=True):
-                if p.grad is not None:
-                    adam(
-                        p, p.grad.contiguous(), m, v, rates[name], self.steps[name], healthy,
-                        self.config.betas, group.eps, group.weight_decay,
-                    )  # fmt: skip
+                if p.grad is None:
+                    continue
+                grid = self.grids.get(p)
+                stored = None
+                if grid is not None and grid.kept and grid.current:  # a step need not write every entry
+                    stored = grid.stored
+                    kept.append(grid)
+                items.append(
+                    AdamItem(
+                        p, p.grad.contiguous(), m, v, rates[name], self.steps[name],
+                        group.eps, group.weight_decay, stored,
+                    )
+                )  # fmt: skip
+        stepping = [any(p.grad is not None for p in params) for params in self.groups.values()]
+        for begin, end in runs(stepping):
+            self._steps[begin:end] += healthy
+        adam_many(items, healthy, self.config.betas)
+        for grid in kept:
+            grid.mark_current()
 
     def zero_grad(self) -> None:
         for params in self.groups.values():

@@ -22,6 +22,7 @@ from torch import Tensor
 from raymarch.data.pixels import PixelSource
 from raymarch.model import Model
 from raymarch.model.sampler import anneal_at, updates_at
+from raymarch.nn import HashGrid
 from raymarch.ops import find_non_finite
 from raymarch.train import checkpoint
 from raymarch.train.optim import Adam, learning_rate
@@ -84,7 +85,8 @@ class Trainer:
         self.full_config, self.config = config, config.train.trainer
         self.scene_meta, self.scene_tensors = scene_meta or {}, scene_tensors or {}
         self.device = source.device
-        self.optim = Adam(model.groups(), config.train.optim)
+        grids = [m for m in model.modules() if isinstance(m, HashGrid)]
+        self.optim = Adam(model.groups(), config.train.optim, grids)
         self.counter = torch.tensor([self.config.seed, 0], dtype=torch.int64, device=self.device)
         self.healthy = torch.ones(1, dtype=torch.bool, device=self.device)
         self.names: list[str] = []
@@ -144,6 +146,20 @@ class Trainer:
             self._graphs[update].replay()
         self.step += 1
 
+    def _advance_to(self, stop: int) -> None:
+        """A batch of steps, during which nothing but them changes the parameters."""
+        if self.device.type != "cuda":
+            with self.optim.keeping_copies():
+                while self.step < stop:
+                    self._advance()
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream), self.optim.keeping_copies():
+            while self.step < stop:
+                self._advance()
+            self._stream.synchronize()
+            self.optim.replayed()
+
     def _capture(self, update: bool) -> None:
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self._graphs.values())).pool() if self._graphs else None
@@ -182,15 +198,7 @@ class Trainer:
         began = time.perf_counter()
         while self.step < end:
             stop = min(end, self.step + self.config.log_every - self.step % self.config.log_every)
-            if self.device.type == "cuda":
-                with torch.cuda.stream(self._stream):
-                    while self.step < stop:
-                        self._advance()
-                self._stream.synchronize()
-                torch.autograd.graph.increment_version(list(self.model.parameters()))
-            else:
-                while self.step < stop:
-                    self._advance()
+            self._advance_to(stop)
             now = time.perf_counter()
             self.seconds, began = self.seconds + now - began, now
             yield self._look()
