@@ -219,9 +219,12 @@ class FeatureField(nn.Module):
 
     def hidden(self, y: Tensor) -> Tensor:
         """Last hidden activations [P, H] at unit positions [P, 3]."""
-        if self.grid is not None and self.fourier is not None:
-            return self.trunk(self.grid.beside(self.fourier, y))
-        return self.trunk(self.grid(y) if self.grid is not None else self.fourier(y))
+        if self.grid is None:
+            assert self.fourier is not None  # an encoding names at least one
+            return self.trunk(self.fourier(y))
+        if self.fourier is None:
+            return self.trunk(self.grid(y))
+        return self.trunk(self.grid.beside(self.fourier, y))
 
     def forward(self, rays: Rays, samples: Samples) -> Tensor:
         """Hidden activations [R, S, H]."""
