@@ -13,6 +13,7 @@ import pytest
 
 from bench import stubs
 from raymarch import _C
+from raymarch.ops._op import _outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 OPS = stubs.read_ops()
@@ -60,6 +61,11 @@ def test_the_double_build_has_every_op():
 def test_ops_def_was_read_whole():
     text = (ROOT / "csrc" / "ops.def").read_text()
     assert [op.name for op in OPS] == re.findall(r"^RM_OP\((\w+)", text, re.M)
+
+
+def test_outputs_are_read_from_the_declarations():
+    for op in OPS:
+        assert _outputs(_C, op.name) == {i: a.name for i, a in enumerate(op.arguments) if "Out" in a.type}
 
 
 def test_stub_file_is_current():

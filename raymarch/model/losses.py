@@ -38,7 +38,8 @@ class LossesConfig:
     depth_kind: str = "ds_nerf"  # or urf
     depth_sigma: float = 0.01  # scene units; how well the measured depths are known
     # Gradients of the field times min(1, distance^2): near the camera many pixels share few samples, and
-    # floaters grow there. On in all presets: +1.1 dB on held-out fox photos (docs/performance.md). nerfacto: off.
+    # floaters grow there. On in all presets: +1.1 dB on held-out fox photos (docs/performance.md).
+    # nerfacto: off.
     gradient_scaling: bool = True
 
 
