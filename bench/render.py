@@ -75,10 +75,21 @@ def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
         "wall_ms": wall,
         "gpu_ms": busy,
         "kernels": len(device_events) / count,
-        "syncs": 0,  # replayed graphs hold none; test_train.py proves it by a sleeping stream
+        "waits": waits(trainer),
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
         "steps_timed": timed,
     }
+
+
+def waits(trainer, steps: int = 10) -> bool:
+    """Whether the host waits for the device in a step: a stream that sleeps first must still be busy after."""
+    with torch.cuda.stream(trainer._stream):
+        torch.cuda._sleep(1_000_000_000)  # about half a second
+        for _ in range(steps):
+            trainer._advance()
+        waited = trainer._stream.query()
+    torch.cuda.synchronize()
+    return bool(waited)
 
 
 @torch.no_grad()
