@@ -24,7 +24,7 @@ from raymarch.types import Cameras
 
 SIZE = 96  # pixels on a side
 VIEWS, TEST_VIEWS = 40, 6
-STEPS = 1200
+STEPS = 1600
 NOISE_DEGREES, NOISE_TRANSLATION = 1.0, 0.01  # put on every training pose; the furthest camera is at 1
 QUERIES = ("red ball", "mug")
 THRESHOLD = 0.5  # of the paired similarity: a pixel is the object when it is likelier than every other name
