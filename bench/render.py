@@ -82,7 +82,7 @@ def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
 
 
 def waits(trainer, steps: int = 10) -> bool:
-    """Whether the host waits for the device in a step: a stream that sleeps first must still be busy after."""
+    """Whether the host waits for the device in a step: a stream that slept first must still be busy after."""
     with torch.cuda.stream(trainer._stream):
         torch.cuda._sleep(1_000_000_000)  # about half a second
         for _ in range(steps):
