@@ -9,9 +9,9 @@ from raymarch.ops.weights import weights
 
 NORMALS = "model.fields.radiance.predicted_normals=true"
 BOUNDS = {
-    "nerfacto": ("nerfacto", (), 150),
-    "f3rm": ("f3rm", (), 140),
-    "f3rm with predicted normals": ("f3rm", (NORMALS,), 210),
+    "nerfacto": ("nerfacto", (), 42),
+    "f3rm": ("f3rm", (), 50),
+    "f3rm with predicted normals": ("f3rm", (NORMALS,), 60),
 }
 
 
@@ -29,7 +29,7 @@ def test_launches_are_counted_in_native_ops_and_outside_but_not_for_views():
     sigma, delta = torch.rand(4, 8, requires_grad=True), torch.rand(4, 8)
     with Launches() as counted:
         w = weights(sigma, delta)
-        (w * 2)[:, :3].view(-1).sum().backward()
+        (w * 2)[:3].view(-1).sum().backward()
     assert counted.found["weights_forward"] == counted.found["weights_backward"] == 1
     assert counted.found["sum"] == 1 and counted.found["mul"] == 2
     assert "view" not in counted.found and "slice" not in counted.found
