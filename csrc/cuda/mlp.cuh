@@ -1,4 +1,5 @@
-// What forward and backward of a network share: where its weights are, and the steps of one warp.
+// What forward and backward of a network share: where its weights are, how rows come in and go out, and the
+// steps of one warp.
 #pragma once
 #include <algorithm>
 
@@ -9,109 +10,147 @@
 namespace raymarch {
 
 constexpr int kGroup = 16;  // units that two tiles share
-constexpr int kApart = 8;   // rows of a stash lie this much more than a multiple of 16 apart: see outer()
 
 // The matrices of one network, `H` units where the network has at most as many.
 template <int H, bool kStaged>
 struct Matrices {
   Network net;
-  const float* data;
+  const half* halves;
+  const float* floats;
 
-  __host__ __device__ int offset(int m) const {  // columns are padded to 32, rows to H where they are units
-    return m == 0 ? 0 : H * (round_up(net.columns(0), 32) + (m - 1) * round_up(H, 32));
+  __host__ __device__ int stride(int m) const { return (m == 0 ? net.columns(0) : H) + kApart; }
+  __host__ __device__ int padded_rows(int m) const { return m == net.layers ? net.rows(m) : H; }
+  __host__ __device__ int offset(int m) const {
+    return m == 0 ? 0 : H * (stride(0) + (m - 1) * (H + kApart));
   }
-  __host__ __device__ int floats() const {
-    return kStaged ? offset(net.layers) + net.rows(net.layers) * round_up(H, 32) : 0;
+  __host__ __device__ int size() const {  // in halves
+    return kStaged ? offset(net.layers) + net.rows(net.layers) * (H + kApart) : 0;
   }
 
-  __device__ __forceinline__ auto first() const { return at(0, H); }
-  __device__ __forceinline__ auto hidden(int m) const { return at(m, H); }
-  __device__ __forceinline__ auto last() const { return at(net.layers, net.rows(net.layers)); }
+  __device__ __forceinline__ auto operator[](int m) const {
+    if constexpr (kStaged)
+      return Staged{halves + offset(m), stride(m)};
+    else
+      return Unstaged{floats + net.offset(m), net.rows(m), net.columns(m)};
+  }
 
-  // Points `data` at the staged copy, or at the parameters themselves.
-  __device__ __forceinline__ void open(float* shared, const float* params) {
-    data = kStaged ? shared : params;
+  // Points at the staged copy, or at the parameters themselves.
+  __device__ __forceinline__ void open(half* shared, const float* params) {
+    halves = shared, floats = params;
     if constexpr (kStaged)
       for (int m = 0; m <= net.layers; ++m)
-        stage(shared + offset(m), m < net.layers ? H : net.rows(m), params + net.offset(m), net.rows(m),
+        stage(shared + offset(m), padded_rows(m), stride(m) - kApart, params + net.offset(m), net.rows(m),
               net.columns(m));
-  }
-
- private:
-  __device__ __forceinline__ auto at(int m, int padded_rows) const {
-    if constexpr (kStaged)
-      return Staged{data + offset(m), padded_rows};
-    else
-      return Unstaged{data + net.offset(m), net.rows(m), net.columns(m)};
   }
 };
 
-// Operand a for one group of 16 columns, from rows of shared memory `stride` apart.
-template <int kM>
-__device__ __forceinline__ void load_group(const float* from, int stride, float (&even)[kM][4],
-                                           float (&odd)[kM][4]) {
-  const int g = lane() / 4, t = lane() % 4;
+// Rows of numbers in global memory. Two neighbours are one access where that is aligned.
+struct Rows {
+  const float* data;
+  int64_t count;
+  int width;
+  bool by_two;
+
+  // Columns `column` and `column` + 1 of a row; rows past the end are zero, columns past the width `padding`.
+  __device__ __forceinline__ float2 pair(int64_t row, int column, float padding) const {
+    if (row >= count) return {0.f, 0.f};
+    const float* at = data + row * width + column;
+    if (by_two && column < width) return *reinterpret_cast<const float2*>(at);
+    return {column < width ? at[0] : padding, column + 1 < width ? at[1] : padding};
+  }
+  // The four pairs of operand a: rows `row` and `row` + 8, columns `column` and `column` + 8.
+  __device__ __forceinline__ void square(int64_t row, int column, float padding, float2 (&v)[4]) const {
 #pragma unroll
-  for (int m = 0; m < kM; ++m)
+    for (int i = 0; i < 4; ++i) v[i] = pair(row + i % 2 * 8, column + i / 2 * 8, padding);
+  }
+};
+
+template <class V>
+Rows rows_of(V view) {
+  const bool even = view.size[1] % 2 == 0 && reinterpret_cast<uintptr_t>(view.data) % 8 == 0;
+  return {view.data, view.size[0], int(view.size[1]), even};
+}
+
+struct OutRows {
+  float* data;
+  int64_t count;
+  int width;
+  bool by_two;
+
+  __device__ __forceinline__ void store(int64_t row, int column, float2 v) const {
+    if (row >= count || column >= width) return;
+    float* at = data + row * width + column;
+    if (by_two) {
+      *reinterpret_cast<float2*>(at) = v;
+      return;
+    }
+    at[0] = v.x;
+    if (column + 1 < width) at[1] = v.y;
+  }
+};
+
+template <class V>
+OutRows out_rows_of(V view) {
+  const Rows rows = rows_of(view);
+  return {view.data, rows.count, rows.width, rows.by_two};
+}
+
+__device__ __forceinline__ void round_square(const float2 (&v)[4], uint32_t (&a)[4]) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float4 v = *reinterpret_cast<const float4*>(from + (16 * m + 8 * half + g) * stride + 4 * t);
-      set_quad(even[m], odd[m], half, {tf32(v.x), tf32(v.y), tf32(v.z), tf32(v.w)});
+  for (int i = 0; i < 4; ++i) a[i] = pack(v[i].x, v[i].y);
+}
+
+// Writes operands of one warp's 16 points to its rows of a stash [point, unit], or reads them back.
+__device__ __forceinline__ uint32_t* stashed(half* stash, int stride, int group, int i) {
+  const int row = i % 2 * 8 + lane() / 4, column = kGroup * group + i / 2 * 8 + 2 * (lane() % 4);
+  return reinterpret_cast<uint32_t*>(stash + row * stride + column);
+}
+
+__device__ __forceinline__ void put(half* stash, int stride, int group, const uint32_t (&a)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) *stashed(stash, stride, group, i) = a[i];
+}
+
+// a = relu(sum).
+template <int H>
+__device__ __forceinline__ void activate_hidden(const Sums<H / 8>& sum, Operands<H / 16>& a) {
+#pragma unroll
+  for (int k = 0; k < H / 16; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* two = sum[2 * k + i / 2] + i % 2 * 2;
+      a[k][i] = pack(relu(two[0]), relu(two[1]));
     }
 }
 
-// a = relu(sum), and a copy to `stash` where there is one.
-template <int kTiles, int kM>
-__device__ __forceinline__ void activate_hidden(const Tiles<kTiles, kM>& sum, Tiles<kTiles, kM>& a,
-                                                float* stash) {
-  const int g = lane() / 4, t = lane() % 4;
+// a = sum where the stashed activation is positive.
+template <int H>
+__device__ __forceinline__ void activate_hidden_vjp(const Sums<H / 8>& sum, half* stash,
+                                                    Operands<H / 16>& a) {
 #pragma unroll
-  for (int j = 0; j < kTiles; j += 2)
+  for (int k = 0; k < H / 16; ++k)
 #pragma unroll
-    for (int m = 0; m < kM; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float4 v = quad(sum[j][m], sum[j + 1][m], half);
-        v = {tf32(relu(v.x)), tf32(relu(v.y)), tf32(relu(v.z)), tf32(relu(v.w))};
-        set_quad(a[j][m], a[j + 1][m], half, v);
-        const int row = 16 * m + 8 * half + g;
-        if (stash) *reinterpret_cast<float4*>(stash + row * (8 * kTiles + kApart) + 8 * j + 4 * t) = v;
-      }
+    for (int i = 0; i < 4; ++i) {
+      const float* two = sum[2 * k + i / 2] + i % 2 * 2;
+      const float2 h = __half22float2(unpack(*stashed(stash, H + kApart, k, i)));
+      a[k][i] = pack(relu_vjp(h.x, two[0]), relu_vjp(h.y, two[1]));
+    }
 }
 
-// a = sum where the stashed activation is positive; the stash then holds a instead.
-template <int kTiles, int kM>
-__device__ __forceinline__ void activate_hidden_vjp(const Tiles<kTiles, kM>& sum, Tiles<kTiles, kM>& a,
-                                                    float* stash) {
-  const int g = lane() / 4, t = lane() % 4;
+template <int H, class Weights>
+__device__ __forceinline__ void hidden_forward(const Operands<H / 16>& a, Weights w,
+                                               Sums<H / 8>& sum) {
+  clear<H / 8>(sum);
 #pragma unroll
-  for (int j = 0; j < kTiles; j += 2)
-#pragma unroll
-    for (int m = 0; m < kM; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = 16 * m + 8 * half + g;
-        float4* at = reinterpret_cast<float4*>(stash + row * (8 * kTiles + kApart) + 8 * j + 4 * t);
-        const float4 h = *at, v = quad(sum[j][m], sum[j + 1][m], half);
-        const float4 grad = {tf32(relu_vjp(h.x, v.x)), tf32(relu_vjp(h.y, v.y)), tf32(relu_vjp(h.z, v.z)),
-                             tf32(relu_vjp(h.w, v.w))};
-        set_quad(a[j][m], a[j + 1][m], half, grad);
-        *at = grad;
-      }
+  for (int k = 0; k < H / 16; ++k) forward_step<H / 8>(a[k], w, 0, k, sum);
 }
 
-template <int H, int kM, class Weights>
-__device__ __forceinline__ void hidden_forward(const Tiles<H / 8, kM>& a, Weights w, Tiles<H / 8, kM>& sum) {
-  clear<H / 8, kM>(sum);
+template <int H, class Weights>
+__device__ __forceinline__ void hidden_backward(const Operands<H / 16>& a, Weights w,
+                                                Sums<H / 8>& sum) {
+  clear<H / 8>(sum);
 #pragma unroll
-  for (int k = 0; k < H / kGroup; ++k) forward_step<H / 8, kM>(a[2 * k], a[2 * k + 1], w, 0, k, sum);
-}
-
-template <int H, int kM, class Weights>
-__device__ __forceinline__ void hidden_backward(const Tiles<H / 8, kM>& a, Weights w, Tiles<H / 8, kM>& sum) {
-  clear<H / 8, kM>(sum);
-#pragma unroll
-  for (int k = 0; k < H / kGroup; ++k) backward_step<H / 8, kM>(a[2 * k], a[2 * k + 1], w, 0, k, sum);
+  for (int k = 0; k < H / 16; ++k) backward_step<H / 8>(a[k], w, 0, k, sum);
 }
 
 // ---- host ----
@@ -123,13 +162,13 @@ inline Network network(In<real, kPoints, kInputs> x, In<real, kParams> params, i
   return {int(x.size[1]), int(hidden), int(layers), int(outputs)};
 }
 
-// Shared memory that one block may ask for, in floats; read once per device.
+// Bytes of shared memory that one block may ask for; read once per device.
 inline int most_shared(Cuda q) {
   static int bytes[64] = {};
   int& known = bytes[q.device & 63];
   if (known == 0)
     check(cudaDeviceGetAttribute(&known, cudaDevAttrMaxSharedMemoryPerBlockOptin, q.device), "device");
-  return known / 4;
+  return known;
 }
 
 }  // namespace raymarch

@@ -6,6 +6,7 @@ namespace raymarch {
 namespace {
 
 constexpr int kBackwardWarps = 8;
+constexpr int kSlack = 32;  // halves that a block of 32 columns may reach past the last row
 
 // How the blocks of one matrix's gradient are dealt to the warps of a block: `units` blocks of 16 rows by 32
 // columns. Where there are fewer than warps, several warps share a unit and split the points.
@@ -19,257 +20,253 @@ struct Deal {
   __device__ int group(int warp) const { return units < warps ? warp / units : 0; }
 };
 
-// The pieces of the gradient of the parameters, in the order in which backward meets them: the outputs by
-// chunks of rows, the hidden matrices from the last, the inputs by chunks of columns.
-struct Piece {
-  int matrix, row, column, row_units, column_units;
-  __host__ __device__ Deal deal(int warps) const { return {row_units * column_units, warps}; }
-};
+__host__ __device__ inline int column_units(const Network& net, int matrix) {
+  return (net.columns(matrix) + 31) / 32;
+}
+__host__ __device__ inline Deal deal(const Network& net, int matrix, int warps) {
+  return {net.rows(matrix) / kGroup * column_units(net, matrix), warps};
+}
 
-template <int H, int kChunk>
-struct Pieces {
-  static constexpr int kWide = (H + 31) / 32;
+// Whether every matrix is one unit.
+__host__ __device__ inline bool single(const Network& net) {
+  for (int m = 0; m <= net.layers; ++m)
+    if (deal(net, m, 1).units > 1) return false;
+  return true;
+}
+
+// Slots of 16 x 32 sums that a warp needs for all matrices, the last first.
+inline int slots(const Network& net, int warps) {
+  int sum = 0;
+  for (int m = 0; m <= net.layers; ++m) sum += deal(net, m, warps).rounds();
+  return sum;
+}
+
+// What the warps keep of a tile of points, row-major, each row kApart longer than its units.
+template <int H>
+struct Stash {
   Network net;
+  int points;
+  half* data;
 
-  __host__ __device__ int outputs() const { return (net.rows(net.layers) + kChunk - 1) / kChunk; }
-  __host__ __device__ int inputs() const { return (net.columns(0) + kChunk - 1) / kChunk; }
-  __host__ __device__ int count() const { return outputs() + net.layers - 1 + inputs(); }
-  __host__ __device__ Piece operator[](int i) const {
-    if (i < outputs()) {
-      const int left = net.rows(net.layers) - i * kChunk;
-      return {net.layers, i * kChunk, 0, (left < kChunk ? left : kChunk) / kGroup, kWide};
-    }
-    i -= outputs();
-    if (i < net.layers - 1) return {net.layers - 1 - i, 0, 0, H / kGroup, kWide};
-    const int at = (i - (net.layers - 1)) * kChunk, left = net.columns(0) - at;
-    return {0, 0, at, H / kGroup, ((left < kChunk ? left : kChunk) + 31) / 32};
+  __host__ __device__ int x_stride() const { return net.columns(0) + kApart; }
+  __host__ __device__ int y_stride() const { return net.rows(net.layers) + kApart; }
+  __host__ __device__ int size() const {
+    return points * (x_stride() + net.layers * (H + kApart) + y_stride()) + kSlack;
   }
-  int slots(int warps) const {
-    int sum = 0;
-    for (int i = 0; i < count(); ++i) sum += (*this)[i].deal(warps).rounds();
-    return sum;
-  }
+  __device__ half* hidden(int m) const { return data + m * points * (H + kApart); }
+  __device__ half* y() const { return hidden(net.layers); }
+  __device__ half* x() const { return y() + points * y_stride(); }
 };
 
-// Adds the product of two stashed arrays to the slots this warp has of a piece; moves on to the next slot.
-template <int kStrideG, int kStrideH, bool kRound, int kSlots>
-__device__ __forceinline__ void add_outer(const Piece& piece, int& slot, const float* g_at, const float* h_at,
-                                          int points, float (&sums)[kSlots][4][4]) {
-  const int warp = threadIdx.x / 32;
-  const Deal deal = piece.deal(blockDim.x / 32);
-  for (int round = 0; round < deal.rounds(); ++round, ++slot) {
-    const int unit = deal.unit(round, warp), group = deal.group(warp);
-    if (unit >= deal.units || group >= deal.groups()) continue;
-    const int steps = points / 8, begin = steps * group / deal.groups() * 8;
-    const int end = steps * (group + 1) / deal.groups() * 8;
-    const float* g_unit = g_at + unit / piece.column_units * 16;
-    const float* h_unit = h_at + unit % piece.column_units * 32;
+// Adds the product of two stashed arrays to the slots this warp has of a matrix; moves on to the next slot.
+template <int kSlots>
+__device__ __forceinline__ void add_outer(const Network& net, int matrix, int& slot, const half* g, int g_stride,
+                                          const half* h, int h_stride, int points, float (&sums)[kSlots][4][4]) {
+  const int warp = threadIdx.x / 32, wide = column_units(net, matrix);
+  const Deal dealt = deal(net, matrix, blockDim.x / 32);
+  for (int round = 0; round < dealt.rounds(); ++round, ++slot) {
+    const int unit = dealt.unit(round, warp), group = dealt.group(warp);
+    if (unit >= dealt.units || group >= dealt.groups()) continue;
+    const int steps = points / 16, begin = steps * group / dealt.groups() * 16;
+    const int end = steps * (group + 1) / dealt.groups() * 16;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
-      if (s == slot) outer<kStrideG, kStrideH, kRound>(g_unit, h_unit, begin, end, sums[s]);
+      if (s == slot)
+        outer(g + unit / wide * 16, g_stride, h + unit % wide * 32, h_stride, begin, end, sums[s]);
   }
 }
 
 // Writes this block's sums of its slots to its row of `partial`. `board` holds 512 floats per warp.
-template <int H, int kChunk, int kSlots>
-__device__ __forceinline__ void flush(const Pieces<H, kChunk>& pieces, int first_slot,
-                                      const float (&sums)[kSlots][4][4], float* board, float* partial) {
+template <int kSlots>
+__device__ __forceinline__ void flush(const Network& net, int first_slot, const float (&sums)[kSlots][4][4],
+                                      float factor, float* board, float* partial) {
   const int warps = blockDim.x / 32, warp = threadIdx.x / 32, g = lane() / 4, t = lane() % 4;
-  const Network net = pieces.net;
   int slot = -first_slot;
-  for (int i = 0; i < pieces.count(); ++i) {
-    const Piece part = pieces[i];
-    const Deal deal = part.deal(warps);
-    for (int round = 0; round < deal.rounds(); ++round, ++slot) {
+  for (int m = net.layers; m >= 0; --m) {
+    const Deal dealt = deal(net, m, warps);
+    const int wide = column_units(net, m);
+    for (int round = 0; round < dealt.rounds(); ++round, ++slot) {
       if (slot < 0 || slot >= kSlots) continue;
       __syncthreads();
 #pragma unroll
       for (int s = 0; s < kSlots; ++s)
         if (s == slot)
 #pragma unroll
-          for (int c = 0; c < 4; ++c)
-            *reinterpret_cast<float4*>(board + 512 * warp + 32 * (2 * g + c / 2) + 8 * t + 4 * (c % 2)) = {
-                sums[s][0][c], sums[s][1][c], sums[s][2][c], sums[s][3][c]};
+          for (int i = 0; i < 8; ++i)
+            *reinterpret_cast<float2*>(board + 512 * warp + 32 * (g + i % 2 * 8) + 8 * (i / 2) + 2 * t) = {
+                factor * sums[s][i / 2][i % 2 * 2], factor * sums[s][i / 2][i % 2 * 2 + 1]};
       __syncthreads();
-      const int left = deal.units - round * warps, units = left < warps ? left : warps;
+      const int left = dealt.units - round * warps, units = left < warps ? left : warps;
       for (int e = threadIdx.x; e < 512 * units; e += blockDim.x) {
         const int unit = round * warps + e / 512;
-        const int row = part.row + unit / part.column_units * 16 + e % 512 / 32;
-        const int column = part.column + unit % part.column_units * 32 + e % 32;
-        if (row >= net.rows(part.matrix) || column >= net.columns(part.matrix)) continue;
+        const int row = unit / wide * 16 + e % 512 / 32, column = unit % wide * 32 + e % 32;
+        if (column >= net.columns(m)) continue;
         float sum = 0.f;
-        for (int group = 0; group < deal.groups(); ++group) sum += board[e + 512 * units * group];
-        partial[net.offset(part.matrix) + row * net.columns(part.matrix) + column] = sum;
+        for (int group = 0; group < dealt.groups(); ++group) sum += board[e + 512 * units * group];
+        partial[net.offset(m) + row * net.columns(m) + column] = sum;
       }
     }
   }
 }
 
-// A chunk of columns of x for one warp's rows; rows past the end are zero, columns past the inputs `padding`.
-template <int kRows, int kChunk>
-__device__ __forceinline__ void fetch_chunk(float* aux, In<real, kPoints, kInputs> x, int64_t base,
-                                            int column, float padding) {
-  constexpr int kAux = kChunk + kApart;
-  const int inputs = int(x.size[1]), wide = min(inputs - column, kChunk);
-  const float* from = x.data + base * inputs + column;
-  for (Walk walk(wide); walk.row < kRows; walk.next()) {
-    const bool valid = base + walk.row < x.size[0];
-    copy_async<4>(aux + walk.row * kAux + walk.column,
-                  valid ? from + walk.row * inputs + walk.column : x.data, valid);
-  }
-  if (wide + lane() < round_up(wide, kGroup))
-    for (int r = 0; r < kRows; ++r) aux[r * kAux + wide + lane()] = padding;
+// Powers of two, and the one just below the largest of a warp's gradients; numbers that are not finite have none.
+__device__ __forceinline__ float power(int exponent) {
+  return exponent < -126 ? 0.f : __int_as_float((min(exponent, 127) + 127) << 23);
+}
+__device__ __forceinline__ int exponent_of(const float* from, int64_t count) {
+  float most = 0.f;
+#pragma unroll 4
+  for (int64_t i = lane(); i < count; i += 32) most = fmaxf(most, fabsf(__ldg(from + i)));
+  const unsigned bits = __reduce_max_sync(0xffffffffu, __float_as_uint(most));
+  return bits >= 0x7f800000u ? 0 : min(int(bits >> 23) - 127, 126);
 }
 
-// A chunk of the gradient of the outputs before their activation; zero where there is nothing.
-template <int kRows, int kChunk>
-__device__ __forceinline__ void load_gradient(float* aux, int64_t activation,
-                                              const Maybe<In<real, kPoints, kOutputs>>& y,
-                                              In<real, kPoints, kOutputs> grad_y, int64_t base, int column) {
-  constexpr int kAux = kChunk + kApart;
-  const int outputs = int(grad_y.size[1]), wide = min(outputs - column, kChunk);
-  const int rows = int(min(int64_t{kRows}, max(int64_t{0}, grad_y.size[0] - base)));
-  const float* grads = grad_y.data + base * outputs + column;
-  const float* outs = activation == kLinear ? grads : y.data + base * outputs + column;
-  Walk walk(wide);
-#pragma unroll 8
-  for (int i = 0; i < (kRows * wide + 31) / 32; ++i, walk.next()) {
-    const bool valid = walk.row < rows;
-    const int at = walk.row * outputs + walk.column;
-    const float grad = valid ? activate_vjp(activation, outs[at], grads[at]) : 0.f;
-    if (walk.row < kRows) aux[walk.row * kAux + walk.column] = tf32(grad);
-  }
-  if (wide + lane() < round_up(wide, kGroup))
-    for (int r = 0; r < kRows; ++r) aux[r * kAux + wide + lane()] = 0.f;
-}
-
-// A chunk of grad_x for one warp's rows, by way of shared memory so that whole rows are written at once.
-template <int H, int kM, int kChunk, class Weights>
-__device__ __forceinline__ void store_grad_x(const Tiles<H / 8, kM>& a, Weights first, float* aux,
-                                             Out<real, kPoints, kInputs> grad_x, int64_t base, int column) {
-  constexpr int kAux = kChunk + kApart;
-  const int g = lane() / 4, t = lane() % 4, inputs = int(grad_x.size[1]);
-  const int wide = min(inputs - column, kChunk);
-#pragma unroll 1
-  for (int group = 0; group < round_up(wide, kGroup) / kGroup; ++group) {
-    Tiles<2, kM> sum;
-    clear<2, kM>(sum);
-#pragma unroll
-    for (int k = 0; k < H / kGroup; ++k)
-      backward_step<2, kM>(a[2 * k], a[2 * k + 1], first, column / kGroup + group, k, sum);
-#pragma unroll
-    for (int m = 0; m < kM; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<float4*>(aux + (16 * m + 8 * half + g) * kAux + kGroup * group + 4 * t) =
-            quad(sum[0][m], sum[1][m], half);
-  }
-  __syncwarp();
-  for (Walk walk(wide); walk.row < 16 * kM; walk.next())
-    if (base + walk.row < grad_x.size[0])
-      grad_x.data[(base + walk.row) * inputs + column + walk.column] = aux[walk.row * kAux + walk.column];
-  __syncwarp();
-}
-
-// One block per 16 kM points of each of its warps at a time. Every warp recomputes the hidden layers of its
-// points into `stash`, walks back through the layers, and leaves each layer's gradient where its activation
-// was. Between block barriers all warps add up their share of the weights' gradient over all points of the
-// block; it stays in registers, in kSlots pieces of
-// 16 x 32 per warp from `first_slot` on, until the block has met its last points. Without `partial` only
-// grad_x is made.
-template <int H, int kM, int kChunk, int kSlots, bool kStaged, int kBlocks>
+// One block per 16 points of each of its warps at a time. Every warp computes the hidden layers of its points
+// again and keeps them in the stash, walks back through the layers, and leaves each layer's gradient where its
+// activation was. Between block barriers all warps add up their share of the weights' gradient over all points
+// of the block; it stays in registers, in kSlots pieces of 16 x 32 per warp from `first_slot` on, until the
+// block has met its last points. Without `partial` only grad_x is made.
+//
+// Gradients are halves: a warp scales its own by a power of two so that the largest is near one. In the stash
+// all gradients of a block share a scale, that of the largest it has met, and so do the sums.
+template <int H, int kSlots, bool kStaged, int kBlocks>
 __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
-    mlp_backward_kernel(Network net, In<real, kPoints, kInputs> x, In<real, kParams> params,
-                        int64_t activation, float padding, Maybe<In<real, kPoints, kOutputs>> y,
-                        In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
-                        float* partial, int first_slot) {
-  extern __shared__ __align__(16) float shared[];
-  Matrices<H, kStaged> matrices{net, nullptr};
+    mlp_backward_kernel(Network net, Rows x, In<real, kParams> params, int64_t activation, float padding, Rows y,
+                        Rows grad_y, OutRows grad_x, float* partial, int first_slot) {
+  extern __shared__ __align__(16) half shared[];
+  __shared__ int exponents[kBackwardWarps];
+  Matrices<H, kStaged> matrices{net};
   matrices.open(shared, params.data);
-  constexpr int kRows = 16 * kM, kStash = H + kApart, kAux = kChunk + kApart, kGroups = kChunk / kGroup;
-  const Pieces<H, kChunk> pieces{net};
-  const int warp = threadIdx.x / 32, points = kRows * (blockDim.x / 32), last = net.layers;
-  float* stash = shared + matrices.floats();    // [layers][points][kStash]
-  float* aux = stash + last * points * kStash;  // [points][kAux]
-  float* my_stash = stash + warp * kRows * kStash;
-  float* my_aux = aux + warp * kRows * kAux;
+  constexpr int kStride = H + kApart, kAhead = 1;  // groups of columns of x that are fetched together
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32, points = 16 * warps, last = net.layers;
+  const int g = lane() / 4, t = lane() % 4, groups = net.columns(0) / kGroup;
+  const Stash<H> stash{net, points, shared + matrices.size()};
+  const auto my_hidden = [&](int m) { return stash.hidden(m) + 16 * warp * kStride; };
+  half* my_x = stash.x() + 16 * warp * stash.x_stride();
+  half* my_y = stash.y() + 16 * warp * stash.y_stride();
   float sums[kSlots][4][4] = {};
+  int scale = -126;  // sums are 2^-scale times what they should be
+  // Where a matrix is one unit each warp reads only its own rows.
+  const bool alone = !partial || single(net);
+  const auto meet = [&] { alone ? __syncwarp() : __syncthreads(); };
   __syncthreads();
 
-  const auto meet = [&] { partial ? __syncthreads() : __syncwarp(); };
-  int64_t base = int64_t{blockIdx.x} * points + warp * kRows;
-  fetch_chunk<kRows, kChunk>(my_aux, x, base, 0, padding);
-  for (; base - warp * kRows < x.size[0]; base += int64_t{gridDim.x} * points) {
-    Tiles<H / 8, kM> sum, a;
-    const int64_t outputs = grad_y.size[1], there = min(int64_t{kRows}, x.size[0] - base);
-    prefetch(grad_y.data + base * outputs, there * outputs);
-    if (activation != kLinear) prefetch(y.data + base * outputs, there * outputs);
+  for (int64_t first = int64_t{blockIdx.x} * points; first < x.count; first += int64_t{gridDim.x} * points) {
+    const int64_t base = first + 16 * warp, there = max(int64_t{0}, min(int64_t{16}, x.count - base));
+    Sums<H / 8> sum;
+    Operands<H / 16> a;
+    const int64_t next = min(base + int64_t{gridDim.x} * points, x.count), then = min(int64_t{16}, x.count - next);
+    prefetch(x.data + next * x.width, then * x.width);
+    prefetch(grad_y.data + next * grad_y.width, then * grad_y.width);
+    if (activation != kLinear) prefetch(y.data + next * y.width, then * y.width);
 
-    clear<H / 8, kM>(sum);
+    clear<H / 8>(sum);
 #pragma unroll 1
-    for (int chunk = 0; chunk < pieces.inputs(); ++chunk) {
-      if (chunk > 0) fetch_chunk<kRows, kChunk>(my_aux, x, base, chunk * kChunk, padding);
-      wait_for_copies();
-      __syncwarp();
-#pragma unroll 1
-      for (int k = 0; k < kGroups && chunk * kChunk + k * kGroup < net.columns(0); ++k) {
-        float even[kM][4], odd[kM][4];
-        load_group<kM>(my_aux + kGroup * k, kAux, even, odd);
-        forward_step<H / 8, kM>(even, odd, matrices.first(), 0, chunk * kGroups + k, sum);
+    for (int at = 0; at < groups; at += kAhead) {
+      float2 v[kAhead][4];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k)
+        if (at + k < groups) x.square(base + g, kGroup * (at + k) + 2 * t, padding, v[k]);
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (at + k >= groups) break;
+        uint32_t in[4];
+        round_square(v[k], in);
+        if (partial) put(my_x, stash.x_stride(), at + k, in);
+        forward_step<H / 8>(in, matrices[0], 0, at + k, sum);
       }
-      __syncwarp();
     }
-    activate_hidden<H / 8, kM>(sum, a, my_stash);
 #pragma unroll 1
-    for (int m = 1; m < last; ++m) {
-      hidden_forward<H, kM>(a, matrices.hidden(m), sum);
-      activate_hidden<H / 8, kM>(sum, a, my_stash + m * points * kStash);
+    for (int m = 0;; ++m) {
+      activate_hidden<H>(sum, a);
+#pragma unroll
+      for (int k = 0; k < H / kGroup; ++k) put(my_hidden(m), kStride, k, a[k]);
+      if (m + 1 == last) break;
+      hidden_forward<H>(a, matrices[m + 1], sum);
     }
 
-    int done = 0, slot = -first_slot;
-    clear<H / 8, kM>(sum);
+    const int mine = exponent_of(grad_y.data + base * grad_y.width, there * grad_y.width);
+    int largest = mine;
+    if (!alone) {
+      if (lane() == 0) exponents[warp] = mine;
+      __syncthreads();
+      for (int w = 0; w < warps; ++w) largest = max(largest, exponents[w]);
+    }
+    if (largest > scale) {
+      const float factor = power(scale - largest);
+#pragma unroll
+      for (int s = 0; s < kSlots; ++s)
+#pragma unroll
+        for (int i = 0; i < 16; ++i) sums[s][i / 4][i % 4] *= factor;
+      scale = largest;
+    }
+    const __half2 share = __float2half2_rn(power(mine - scale));
+
+    int slot = -first_slot;
+    clear<H / 8>(sum);
 #pragma unroll 1
-    for (int chunk = 0; chunk < pieces.outputs(); ++chunk) {
-      load_gradient<kRows, kChunk>(my_aux, activation, y, grad_y, base, chunk * kChunk);
-      meet();
-#pragma unroll 1
-      for (int k = 0; k < kGroups && chunk * kChunk + k * kGroup < net.rows(last); ++k) {
-        float even[kM][4], odd[kM][4];
-        load_group<kM>(my_aux + kGroup * k, kAux, even, odd);
-        backward_step<H / 8, kM>(even, odd, matrices.last(), 0, chunk * kGroups + k, sum);
+    for (int group = 0; group < net.rows(last) / kGroup; ++group) {
+      float2 v[4];
+      grad_y.square(base + g, kGroup * group + 2 * t, 0.f, v);
+      if (activation != kLinear) {
+        float2 out[4];
+        y.square(base + g, kGroup * group + 2 * t, 0.f, out);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          v[i] = {activate_vjp(activation, out[i].x, v[i].x), activate_vjp(activation, out[i].y, v[i].y)};
       }
-      if (partial)
-        add_outer<kAux, kStash, false>(pieces[done++], slot, aux, stash + (last - 1) * points * kStash,
-                                       points, sums);
-      meet();
+      uint32_t in[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = {v[i].x * power(-mine), v[i].y * power(-mine)};
+      round_square(v, in);
+      backward_step<H / 8>(in, matrices[last], 0, group, sum);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) in[i] = scaled(in[i], share);
+      if (partial) put(my_y, stash.y_stride(), group, in);
     }
-    if (partial) fetch_chunk<kRows, kChunk>(my_aux, x, base, 0, padding);
-    activate_hidden_vjp<H / 8, kM>(sum, a, my_stash + (last - 1) * points * kStash);
+    meet();
+    if (partial)
+      add_outer(net, last, slot, stash.y(), stash.y_stride(), stash.hidden(last - 1), kStride, points, sums);
 #pragma unroll 1
-    for (int m = last - 1; m > 0; --m) {
+    for (int m = last - 1;; --m) {
       meet();
-      if (partial)
-        add_outer<kStash, kStash, false>(pieces[done++], slot, stash + m * points * kStash,
-                                         stash + (m - 1) * points * kStash, points, sums);
-      hidden_backward<H, kM>(a, matrices.hidden(m), sum);
-      meet();
-      activate_hidden_vjp<H / 8, kM>(sum, a, my_stash + (m - 1) * points * kStash);
-    }
-#pragma unroll 1
-    for (int chunk = 0; chunk < pieces.inputs(); ++chunk) {
+      activate_hidden_vjp<H>(sum, my_hidden(m), a);
       if (partial) {
-        if (chunk > 0) fetch_chunk<kRows, kChunk>(my_aux, x, base, chunk * kChunk, padding);
-        wait_for_copies();
-        __syncthreads();
-        add_outer<kStash, kAux, true>(pieces[done++], slot, stash, aux, points, sums);
-        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < H / kGroup; ++k) {
+          uint32_t shared_scale[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) shared_scale[i] = scaled(a[k][i], share);
+          put(my_hidden(m), kStride, k, shared_scale);
+        }
+        meet();
+        add_outer(net, m, slot, stash.hidden(m), kStride, m > 0 ? stash.hidden(m - 1) : stash.x(),
+                  m > 0 ? kStride : stash.x_stride(), points, sums);
       }
-      if (grad_x) store_grad_x<H, kM, kChunk>(a, matrices.first(), my_aux, grad_x, base, chunk * kChunk);
+      if (m == 0) break;
+      hidden_backward<H>(a, matrices[m], sum);
     }
-    const int64_t next = base + int64_t{gridDim.x} * points;
-    if (next - warp * kRows < x.size[0]) fetch_chunk<kRows, kChunk>(my_aux, x, next, 0, padding);
+    if (grad_x.data) {
+      const float factor = power(mine);
+#pragma unroll 1
+      for (int group = 0; group < groups; ++group) {
+        Sums<2> out;
+        clear<2>(out);
+#pragma unroll
+        for (int k = 0; k < H / kGroup; ++k) backward_step<2>(a[k], matrices[0], kGroup * group, k, out);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* two = out[i / 2] + i % 2 * 2;
+          grad_x.store(base + i % 2 * 8 + g, kGroup * group + i / 2 * 8 + 2 * t,
+                       {factor * two[0], factor * two[1]});
+        }
+      }
+    }
+    meet();
   }
-  if (partial) flush(pieces, first_slot, sums, stash, partial + blockIdx.x * int64_t{net.parameters()});
+  if (partial)
+    flush(net, first_slot, sums, power(scale), reinterpret_cast<float*>(stash.data),
+          partial + blockIdx.x * int64_t{net.parameters()});
 }
 
 // Sums the blocks' rows, always in the same order: eight warps take every eighth row of 32 parameters.
@@ -291,26 +288,28 @@ __global__ void __launch_bounds__(256)
 }
 
 // Starts one kernel if the device's shared memory holds it with at least `least` warps per block.
-template <int H, int kM, int kChunk, int kSlots, bool kStaged, int kBlocks>
+template <int H, int kSlots, bool kStaged, int kBlocks>
 bool backward_with(int least, Cuda q, Network net, In<real, kPoints, kInputs> x, In<real, kParams> params,
                    int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
                    In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
                    Maybe<Out<real, kParams>> grad_params, Maybe<Out<real, kEntries, kParams>> partial) {
-  const int weights = Matrices<H, kStaged>{net, nullptr}.floats();
-  const int stash = 16 * kM * (net.layers * (H + kApart) + kChunk + kApart);
-  const int warps = std::min(kBackwardWarps, (most_shared(q) - weights) / stash);
+  const int weights = Matrices<H, kStaged>{net}.size();
+  const int most = most_shared(q) / 2 - weights - 64;  // the exponents' place
+  int warps = kBackwardWarps;
+  while (warps > 0 && Stash<H>{net, 16 * warps}.size() > most) --warps;
   if (warps < least) return false;
-  unsigned grid = std::min(blocks(x.size[0], 16 * kM * warps), unsigned(kBlocks * multiprocessors(q)));
-  int slots = 1;
+  unsigned grid = std::min(blocks(x.size[0], 16 * warps), unsigned(kBlocks * multiprocessors(q)));
+  int passes = 1;
   if (grad_params) {
     grid = std::min(grid, unsigned(partial.size[0]));
-    slots = Pieces<H, kChunk>{net}.slots(warps);
+    passes = (slots(net, warps) + kSlots - 1) / kSlots;
   }
-  for (int first_slot = 0; first_slot < slots; first_slot += kSlots) {
-    if (first_slot > 0) grad_x.data = nullptr;  // done by the first pass
-    launch_shared("mlp_backward", mlp_backward_kernel<H, kM, kChunk, kSlots, kStaged, kBlocks>, grid,
-                  32 * warps, 4 * (weights + warps * stash), q, net, x, params, activation, float(padding), y,
-                  grad_y, grad_x, grad_params ? partial.data : nullptr, first_slot);
+  for (int pass = 0; pass < passes; ++pass) {
+    if (pass > 0) grad_x.data = nullptr;  // done by the first
+    launch_shared("mlp_backward", mlp_backward_kernel<H, kSlots, kStaged, kBlocks>, grid, 32 * warps,
+                  2 * (weights + Stash<H>{net, 16 * warps}.size()), q, net, rows_of(x), params, activation,
+                  float(padding), rows_of(y), rows_of(grad_y), out_rows_of(grad_x),
+                  grad_params ? partial.data : nullptr, pass * kSlots);
   }
   if (grad_params)
     launch("mlp_backward", mlp_add_up_kernel, blocks(net.parameters(), 32), 256, q,
@@ -332,13 +331,13 @@ void mlp_backward(Cuda q, In<real, kPoints, kInputs> x, In<real, kParams> params
   const auto start = [&](auto with, int least) {
     return with(least, q, net, x, params, activation, padding, y, grad_y, grad_x, grad_params, partial);
   };
-  const bool wide = net.columns(0) > 32 || net.rows(net.layers) > 32;
-  if (hidden <= 16 && start(backward_with<16, 2, 32, 2, true, 2>, 1)) return;
-  if (hidden <= 32 && start(backward_with<32, 2, 32, 4, true, 1>, 1)) return;
-  if (hidden <= 64 && wide && start(backward_with<64, 2, 64, 4, true, 1>, kBackwardWarps)) return;
-  if (hidden <= 64 && start(backward_with<64, 2, 32, 4, true, 1>, 4)) return;
-  if (start(backward_with<128, 1, 32, 2, true, 1>, 4)) return;
-  require(start(backward_with<128, 1, 32, 2, false, 1>, 1), "needs more shared memory than the device has");
+  const int needed = slots(net, kBackwardWarps);
+  if (hidden <= 16 && start(backward_with<16, 2, true, 2>, 1)) return;
+  if (hidden <= 32 && start(backward_with<32, 3, true, 2>, 1)) return;
+  if (hidden <= 64 && needed <= 3 && start(backward_with<64, 3, true, 2>, kBackwardWarps)) return;
+  if (hidden <= 64 && start(backward_with<64, 4, true, 2>, kBackwardWarps)) return;
+  if (start(backward_with<128, 4, true, 1>, 4)) return;
+  require(start(backward_with<128, 4, false, 1>, 1), "needs more shared memory than the device has");
 }
 
 }  // namespace raymarch
