@@ -19,7 +19,6 @@ __global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
   __syncthreads();
 
   constexpr int kRows = 16, kAhead = 2;  // groups of columns of x that are fetched together
-  const int g = lane() / 4, t = lane() % 4;
   const int64_t step = int64_t{gridDim.x} * kForwardWarps * kRows;
   for (int64_t base = (int64_t{blockIdx.x} * kForwardWarps + threadIdx.x / 32) * kRows; base < x.count;
        base += step) {
@@ -34,7 +33,7 @@ __global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
       float2 v[kAhead][4];
 #pragma unroll
       for (int k = 0; k < kAhead; ++k)
-        if (first + k < groups) x.square(base + g, kGroup * (first + k) + 2 * t, padding, v[k]);
+        if (first + k < groups) x.load(base, first + k, padding, v[k]);
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
         if (first + k >= groups) break;
@@ -56,12 +55,13 @@ __global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
 #pragma unroll
       for (int k = 0; k < H / kGroup; ++k)
         forward_step<2>(a[k], matrices[net.layers], kGroup * group, k, out);
+      float2 v[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float* two = out[i / 2] + i % 2 * 2;
-        y.store(base + i % 2 * 8 + g, kGroup * group + i / 2 * 8 + 2 * t,
-                {activate(activation, two[0]), activate(activation, two[1])});
+        const float2 two = pair(out[0], i);
+        v[i] = {activate(activation, two.x), activate(activation, two.y)};
       }
+      y.store(base, group, v);
     }
   }
 }
@@ -72,7 +72,8 @@ bool forward_with(Cuda q, Network net, In<real, kPoints, kInputs> x, In<real, kP
                   int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
   const int bytes = 2 * Matrices<H, kStaged>{net}.size();
   if (bytes > most_shared(q)) return false;
-  const unsigned grid = std::min(blocks(x.size[0], 16 * kForwardWarps), unsigned(kBlocks * multiprocessors(q)));
+  const unsigned grid =
+      std::min(blocks(x.size[0], 16 * kForwardWarps), unsigned(kBlocks * multiprocessors(q)));
   launch_shared("mlp_forward", mlp_forward_kernel<H, kStaged, kBlocks>, grid, 32 * kForwardWarps, bytes, q,
                 net, rows_of(x), params, activation, float(padding), out_rows_of(y));
   return true;

@@ -44,24 +44,32 @@ struct Matrices {
   }
 };
 
-// Rows of numbers in global memory. Two neighbours are one access where that is aligned.
+// Rows of numbers in global memory, taken by squares of 16 x 16: the numbers of operand a, of group `group`
+// of the 16 rows from `base` on. Two neighbours are one access where that is aligned.
 struct Rows {
   const float* data;
   int64_t count;
   int width;
   bool by_two;
 
-  // Columns `column` and `column` + 1 of a row; rows past the end are zero, columns past the width `padding`.
-  __device__ __forceinline__ float2 pair(int64_t row, int column, float padding) const {
-    if (row >= count) return {0.f, 0.f};
-    const float* at = data + row * width + column;
-    if (by_two && column < width) return *reinterpret_cast<const float2*>(at);
-    return {column < width ? at[0] : padding, column + 1 < width ? at[1] : padding};
+  __device__ __forceinline__ bool whole(int64_t base, int group) const {
+    return by_two && base + 16 <= count && 16 * group + 16 <= width;
   }
-  // The four pairs of operand a: rows `row` and `row` + 8, columns `column` and `column` + 8.
-  __device__ __forceinline__ void square(int64_t row, int column, float padding, float2 (&v)[4]) const {
+  // Rows past the end are zero, columns past the width `padding`.
+  __device__ __forceinline__ void load(int64_t base, int group, float padding, float2 (&v)[4]) const {
+    const int row = lane() / 4, column = 16 * group + 2 * (lane() % 4);
+    const float* at = data + (base + row) * width + column;
+    if (whole(base, group)) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = pair(row + i % 2 * 8, column + i / 2 * 8, padding);
+      for (int i = 0; i < 4; ++i) v[i] = *reinterpret_cast<const float2*>(at + i % 2 * 8 * width + i / 2 * 8);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i, at += i % 2 ? 8 * width : 8 - 8 * width) {
+      const bool there = base + row + i % 2 * 8 < count;
+      const int left = width - column - i / 2 * 8;
+      v[i] = {!there ? 0.f : left > 0 ? at[0] : padding, !there ? 0.f : left > 1 ? at[1] : padding};
+    }
   }
 };
 
@@ -73,26 +81,29 @@ Rows rows_of(V view) {
 
 struct OutRows {
   float* data;
-  int64_t count;
-  int width;
-  bool by_two;
+  Rows rows;
 
-  __device__ __forceinline__ void store(int64_t row, int column, float2 v) const {
-    if (row >= count || column >= width) return;
-    float* at = data + row * width + column;
-    if (by_two) {
-      *reinterpret_cast<float2*>(at) = v;
+  __device__ __forceinline__ void store(int64_t base, int group, const float2 (&v)[4]) const {
+    const int row = lane() / 4, column = 16 * group + 2 * (lane() % 4), width = rows.width;
+    float* at = data + (base + row) * width + column;
+    if (rows.whole(base, group)) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) *reinterpret_cast<float2*>(at + i % 2 * 8 * width + i / 2 * 8) = v[i];
       return;
     }
-    at[0] = v.x;
-    if (column + 1 < width) at[1] = v.y;
+#pragma unroll
+    for (int i = 0; i < 4; ++i, at += i % 2 ? 8 * width : 8 - 8 * width) {
+      const bool there = base + row + i % 2 * 8 < rows.count;
+      const int left = width - column - i / 2 * 8;
+      if (there && left > 0) at[0] = v[i].x;
+      if (there && left > 1) at[1] = v[i].y;
+    }
   }
 };
 
 template <class V>
 OutRows out_rows_of(V view) {
-  const Rows rows = rows_of(view);
-  return {view.data, rows.count, rows.width, rows.by_two};
+  return {view.data, rows_of(view)};
 }
 
 __device__ __forceinline__ void round_square(const float2 (&v)[4], uint32_t (&a)[4]) {
@@ -100,54 +111,54 @@ __device__ __forceinline__ void round_square(const float2 (&v)[4], uint32_t (&a)
   for (int i = 0; i < 4; ++i) a[i] = pack(v[i].x, v[i].y);
 }
 
-// Writes operands of one warp's 16 points to its rows of a stash [point, unit], or reads them back.
-__device__ __forceinline__ uint32_t* stashed(half* stash, int stride, int group, int i) {
-  const int row = i % 2 * 8 + lane() / 4, column = kGroup * group + i / 2 * 8 + 2 * (lane() % 4);
-  return reinterpret_cast<uint32_t*>(stash + row * stride + column);
+// The four pairs of two neighbouring tiles of sums, in the order of operand a.
+__device__ __forceinline__ float2 pair(const float* two_tiles, int i) {
+  const float* at = two_tiles + 4 * (i / 2) + i % 2 * 2;
+  return {at[0], at[1]};
 }
 
-__device__ __forceinline__ void put(half* stash, int stride, int group, const uint32_t (&a)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) *stashed(stash, stride, group, i) = a[i];
-}
-
-// a = relu(sum).
+// a = relu(sum), kept in the stash where there is one.
 template <int H>
-__device__ __forceinline__ void activate_hidden(const Sums<H / 8>& sum, Operands<H / 16>& a) {
+__device__ __forceinline__ void activate_hidden(const Sums<H / 8>& sum, Operands<H / 16>& a,
+                                                half* stash = nullptr) {
 #pragma unroll
-  for (int k = 0; k < H / 16; ++k)
+  for (int k = 0; k < H / 16; ++k) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float* two = sum[2 * k + i / 2] + i % 2 * 2;
-      a[k][i] = pack(relu(two[0]), relu(two[1]));
+      const float2 two = pair(sum[2 * k], i);
+      a[k][i] = relu(pack(two.x, two.y));
     }
+    if (stash) store_blocks(stash + kGroup * k, H + kApart, a[k]);
+  }
 }
 
-// a = sum where the stashed activation is positive.
+// a = sum where the stashed activation is positive. The stash then holds a times `share` instead.
 template <int H>
-__device__ __forceinline__ void activate_hidden_vjp(const Sums<H / 8>& sum, half* stash,
-                                                    Operands<H / 16>& a) {
+__device__ __forceinline__ void activate_hidden_vjp(const Sums<H / 8>& sum, half* stash, bool keep,
+                                                    __half2 share, Operands<H / 16>& a) {
 #pragma unroll
-  for (int k = 0; k < H / 16; ++k)
+  for (int k = 0; k < H / 16; ++k) {
+    uint32_t h[4], out[4];
+    load_blocks(stash + kGroup * k + corner(0, H + kApart), h);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float* two = sum[2 * k + i / 2] + i % 2 * 2;
-      const float2 h = __half22float2(unpack(*stashed(stash, H + kApart, k, i)));
-      a[k][i] = pack(relu_vjp(h.x, two[0]), relu_vjp(h.y, two[1]));
+      const float2 two = pair(sum[2 * k], i);
+      a[k][i] = relu_vjp(h[i], pack(two.x, two.y));
+      out[i] = scaled(a[k][i], share);
     }
+    if (keep) store_blocks(stash + kGroup * k, H + kApart, out);
+  }
 }
 
 template <int H, class Weights>
-__device__ __forceinline__ void hidden_forward(const Operands<H / 16>& a, Weights w,
-                                               Sums<H / 8>& sum) {
+__device__ __forceinline__ void hidden_forward(const Operands<H / 16>& a, Weights w, Sums<H / 8>& sum) {
   clear<H / 8>(sum);
 #pragma unroll
   for (int k = 0; k < H / 16; ++k) forward_step<H / 8>(a[k], w, 0, k, sum);
 }
 
 template <int H, class Weights>
-__device__ __forceinline__ void hidden_backward(const Operands<H / 16>& a, Weights w,
-                                                Sums<H / 8>& sum) {
+__device__ __forceinline__ void hidden_backward(const Operands<H / 16>& a, Weights w, Sums<H / 8>& sum) {
   clear<H / 8>(sum);
 #pragma unroll
   for (int k = 0; k < H / 16; ++k) backward_step<H / 8>(a[k], w, 0, k, sum);

@@ -58,22 +58,17 @@ struct Stash {
   __device__ half* x() const { return y() + points * y_stride(); }
 };
 
-// Adds the product of two stashed arrays to the slots this warp has of a matrix; moves on to the next slot.
-template <int kSlots>
-__device__ __forceinline__ void add_outer(const Network& net, int matrix, int& slot, const half* g, int g_stride,
-                                          const half* h, int h_stride, int points, float (&sums)[kSlots][4][4]) {
-  const int warp = threadIdx.x / 32, wide = column_units(net, matrix);
+// Which part of a matrix's gradient a slot of a warp is: 16 rows and 32 columns, over some of the points.
+struct Place {
+  int row, column, begin, end;
+};
+__device__ inline Place place(const Network& net, int matrix, int round, int points) {
   const Deal dealt = deal(net, matrix, blockDim.x / 32);
-  for (int round = 0; round < dealt.rounds(); ++round, ++slot) {
-    const int unit = dealt.unit(round, warp), group = dealt.group(warp);
-    if (unit >= dealt.units || group >= dealt.groups()) continue;
-    const int steps = points / 16, begin = steps * group / dealt.groups() * 16;
-    const int end = steps * (group + 1) / dealt.groups() * 16;
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s)
-      if (s == slot)
-        outer(g + unit / wide * 16, g_stride, h + unit % wide * 32, h_stride, begin, end, sums[s]);
-  }
+  const int warp = threadIdx.x / 32, wide = column_units(net, matrix);
+  const int unit = dealt.unit(round, warp), group = dealt.group(warp), steps = points / 16;
+  if (unit >= dealt.units || group >= dealt.groups()) return {0, 0, 0, 0};
+  return {unit / wide * 16, unit % wide * 32, steps * group / dealt.groups() * 16,
+          steps * (group + 1) / dealt.groups() * 16};
 }
 
 // Writes this block's sums of its slots to its row of `partial`. `board` holds 512 floats per warp.
@@ -109,7 +104,8 @@ __device__ __forceinline__ void flush(const Network& net, int first_slot, const 
   }
 }
 
-// Powers of two, and the one just below the largest of a warp's gradients; numbers that are not finite have none.
+// Powers of two, and the one just below the largest of a warp's gradients; numbers that are not finite have
+// none.
 __device__ __forceinline__ float power(int exponent) {
   return exponent < -126 ? 0.f : __int_as_float((min(exponent, 127) + 127) << 23);
 }
@@ -122,24 +118,28 @@ __device__ __forceinline__ int exponent_of(const float* from, int64_t count) {
 }
 
 // One block per 16 points of each of its warps at a time. Every warp computes the hidden layers of its points
-// again and keeps them in the stash, walks back through the layers, and leaves each layer's gradient where its
-// activation was. Between block barriers all warps add up their share of the weights' gradient over all points
-// of the block; it stays in registers, in kSlots pieces of 16 x 32 per warp from `first_slot` on, until the
-// block has met its last points. Without `partial` only grad_x is made.
+// again and keeps them in the stash, walks back through the layers, and leaves each layer's gradient where
+// its activation was. Between block barriers all warps add up their share of the weights' gradient over all
+// points of the block; it stays in registers, in kSlots pieces of 16 x 32 per warp from `first_slot` on,
+// until the block has met its last points. Without `partial` only grad_x is made.
 //
 // Gradients are halves: a warp scales its own by a power of two so that the largest is near one. In the stash
 // all gradients of a block share a scale, that of the largest it has met, and so do the sums.
-template <int H, int kSlots, bool kStaged, int kBlocks>
+//
+// kLayers is the number of hidden layers where it is known to the compiler, else 0. It then also knows that
+// every matrix but the first is one slot, and all of them fit.
+template <int H, int kLayers, int kSlots, bool kStaged, int kBlocks>
 __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
-    mlp_backward_kernel(Network net, Rows x, In<real, kParams> params, int64_t activation, float padding, Rows y,
-                        Rows grad_y, OutRows grad_x, float* partial, int first_slot) {
+    mlp_backward_kernel(Network net, Rows x, In<real, kParams> params, int64_t activation, float padding,
+                        Rows y, Rows grad_y, OutRows grad_x, float* partial, int first_slot) {
   extern __shared__ __align__(16) half shared[];
   __shared__ int exponents[kBackwardWarps];
+  __shared__ int4 places[kSlots][kBackwardWarps];
   Matrices<H, kStaged> matrices{net};
   matrices.open(shared, params.data);
-  constexpr int kStride = H + kApart, kAhead = 1;  // groups of columns of x that are fetched together
-  const int warp = threadIdx.x / 32, warps = blockDim.x / 32, points = 16 * warps, last = net.layers;
-  const int g = lane() / 4, t = lane() % 4, groups = net.columns(0) / kGroup;
+  constexpr int kStride = H + kApart, kAhead = kSlots > 3 ? 1 : 2;  // groups of columns of x that are fetched together
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32, points = 16 * warps;
+  const int last = kLayers ? kLayers : net.layers, groups = net.columns(0) / kGroup;
   const Stash<H> stash{net, points, shared + matrices.size()};
   const auto my_hidden = [&](int m) { return stash.hidden(m) + 16 * warp * kStride; };
   half* my_x = stash.x() + 16 * warp * stash.x_stride();
@@ -149,13 +149,40 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
   // Where a matrix is one unit each warp reads only its own rows.
   const bool alone = !partial || single(net);
   const auto meet = [&] { alone ? __syncwarp() : __syncthreads(); };
+  for (int m = last, slot = -first_slot; m >= 0; --m)
+    for (int round = 0; round < deal(net, m, warps).rounds(); ++round, ++slot)
+      if (lane() == 0 && slot >= 0 && slot < kSlots) {
+        const Place at = place(net, m, round, points);
+        places[slot][warp] = {at.row, at.column, at.begin, at.end};
+      }
+  // Adds the product of two stashed arrays to the slots this warp has of a matrix; moves on to the next slot.
+  const auto add_outer = [&](int matrix, int& slot, const half* g, int g_stride, const half* h,
+                             int h_stride) {
+    const auto add = [&](int s) {
+      const int4 at = places[s][warp];
+      outer(g + at.x, g_stride, h + at.y, h_stride, at.z, at.w, sums[s]);
+    };
+    if constexpr (kLayers > 0) {
+      if (matrix > 0)
+        add(kLayers - matrix);
+      else
+#pragma unroll
+        for (int s = kLayers; s < kSlots; ++s) add(s);
+    } else {
+      for (int round = 0; round < deal(net, matrix, warps).rounds(); ++round, ++slot)
+#pragma unroll
+        for (int s = 0; s < kSlots; ++s)
+          if (s == slot) add(s);
+    }
+  };
   __syncthreads();
 
   for (int64_t first = int64_t{blockIdx.x} * points; first < x.count; first += int64_t{gridDim.x} * points) {
     const int64_t base = first + 16 * warp, there = max(int64_t{0}, min(int64_t{16}, x.count - base));
     Sums<H / 8> sum;
     Operands<H / 16> a;
-    const int64_t next = min(base + int64_t{gridDim.x} * points, x.count), then = min(int64_t{16}, x.count - next);
+    const int64_t next = min(base + int64_t{gridDim.x} * points, x.count),
+                  then = min(int64_t{16}, x.count - next);
     prefetch(x.data + next * x.width, then * x.width);
     prefetch(grad_y.data + next * grad_y.width, then * grad_y.width);
     if (activation != kLinear) prefetch(y.data + next * y.width, then * y.width);
@@ -166,23 +193,20 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
       float2 v[kAhead][4];
 #pragma unroll
       for (int k = 0; k < kAhead; ++k)
-        if (at + k < groups) x.square(base + g, kGroup * (at + k) + 2 * t, padding, v[k]);
+        if (at + k < groups) x.load(base, at + k, padding, v[k]);
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
         if (at + k >= groups) break;
         uint32_t in[4];
         round_square(v[k], in);
-        if (partial) put(my_x, stash.x_stride(), at + k, in);
+        if (partial) store_blocks(my_x + kGroup * (at + k), stash.x_stride(), in);
         forward_step<H / 8>(in, matrices[0], 0, at + k, sum);
       }
     }
-#pragma unroll 1
-    for (int m = 0;; ++m) {
-      activate_hidden<H>(sum, a);
-#pragma unroll
-      for (int k = 0; k < H / kGroup; ++k) put(my_hidden(m), kStride, k, a[k]);
-      if (m + 1 == last) break;
-      hidden_forward<H>(a, matrices[m + 1], sum);
+#pragma unroll(kLayers ? kLayers : 1)
+    for (int m = 0; m < last; ++m) {
+      activate_hidden<H>(sum, a, my_hidden(m));
+      if (m + 1 < last) hidden_forward<H>(a, matrices[m + 1], sum);
     }
 
     const int mine = exponent_of(grad_y.data + base * grad_y.width, there * grad_y.width);
@@ -207,44 +231,36 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
 #pragma unroll 1
     for (int group = 0; group < net.rows(last) / kGroup; ++group) {
       float2 v[4];
-      grad_y.square(base + g, kGroup * group + 2 * t, 0.f, v);
+      grad_y.load(base, group, 0.f, v);
       if (activation != kLinear) {
         float2 out[4];
-        y.square(base + g, kGroup * group + 2 * t, 0.f, out);
+        y.load(base, group, 0.f, out);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           v[i] = {activate_vjp(activation, out[i].x, v[i].x), activate_vjp(activation, out[i].y, v[i].y)};
       }
       uint32_t in[4];
+      const float factor = power(-mine);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) v[i] = {v[i].x * power(-mine), v[i].y * power(-mine)};
+      for (int i = 0; i < 4; ++i) v[i] = {v[i].x * factor, v[i].y * factor};
       round_square(v, in);
       backward_step<H / 8>(in, matrices[last], 0, group, sum);
 #pragma unroll
       for (int i = 0; i < 4; ++i) in[i] = scaled(in[i], share);
-      if (partial) put(my_y, stash.y_stride(), group, in);
+      if (partial) store_blocks(my_y + kGroup * group, stash.y_stride(), in);
     }
     meet();
-    if (partial)
-      add_outer(net, last, slot, stash.y(), stash.y_stride(), stash.hidden(last - 1), kStride, points, sums);
-#pragma unroll 1
-    for (int m = last - 1;; --m) {
+    if (partial) add_outer(last, slot, stash.y(), stash.y_stride(), stash.hidden(last - 1), kStride);
+#pragma unroll(kLayers ? kLayers : 1)
+    for (int m = last - 1; m >= 0; --m) {
       meet();
-      activate_hidden_vjp<H>(sum, my_hidden(m), a);
+      activate_hidden_vjp<H>(sum, my_hidden(m), partial, share, a);
       if (partial) {
-#pragma unroll
-        for (int k = 0; k < H / kGroup; ++k) {
-          uint32_t shared_scale[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) shared_scale[i] = scaled(a[k][i], share);
-          put(my_hidden(m), kStride, k, shared_scale);
-        }
         meet();
-        add_outer(net, m, slot, stash.hidden(m), kStride, m > 0 ? stash.hidden(m - 1) : stash.x(),
-                  m > 0 ? kStride : stash.x_stride(), points, sums);
+        add_outer(m, slot, stash.hidden(m), kStride, m > 0 ? stash.hidden(m - 1) : stash.x(),
+                  m > 0 ? kStride : stash.x_stride());
       }
-      if (m == 0) break;
-      hidden_backward<H>(a, matrices[m], sum);
+      if (m > 0) hidden_backward<H>(a, matrices[m], sum);
     }
     if (grad_x.data) {
       const float factor = power(mine);
@@ -254,12 +270,10 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
         clear<2>(out);
 #pragma unroll
         for (int k = 0; k < H / kGroup; ++k) backward_step<2>(a[k], matrices[0], kGroup * group, k, out);
+        float2 v[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* two = out[i / 2] + i % 2 * 2;
-          grad_x.store(base + i % 2 * 8 + g, kGroup * group + i / 2 * 8 + 2 * t,
-                       {factor * two[0], factor * two[1]});
-        }
+        for (int i = 0; i < 4; ++i) v[i] = pair(out[0], i), v[i].x *= factor, v[i].y *= factor;
+        grad_x.store(base, group, v);
       }
     }
     meet();
@@ -287,17 +301,20 @@ __global__ void __launch_bounds__(256)
   grad_params.data[i] = sum;
 }
 
-// Starts one kernel if the device's shared memory holds it with at least `least` warps per block.
-template <int H, int kSlots, bool kStaged, int kBlocks>
+// Starts one kernel if it is for such a network and the device's shared memory holds it with at least `least`
+// warps per block.
+template <int H, int kLayers, int kSlots, bool kStaged, int kBlocks>
 bool backward_with(int least, Cuda q, Network net, In<real, kPoints, kInputs> x, In<real, kParams> params,
                    int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
                    In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
                    Maybe<Out<real, kParams>> grad_params, Maybe<Out<real, kEntries, kParams>> partial) {
   const int weights = Matrices<H, kStaged>{net}.size();
-  const int most = most_shared(q) / 2 - weights - 64;  // the exponents' place
+  const int most = (most_shared(q) - 1024) / 2 - weights;
   int warps = kBackwardWarps;
   while (warps > 0 && Stash<H>{net, 16 * warps}.size() > most) --warps;
-  if (warps < least) return false;
+  if (warps < least || (kLayers && (net.layers != kLayers || slots(net, warps) != kSlots))) return false;
+  for (int m = kLayers; m > 0; --m)
+    if (deal(net, m, warps).rounds() > 1) return false;
   unsigned grid = std::min(blocks(x.size[0], 16 * warps), unsigned(kBlocks * multiprocessors(q)));
   int passes = 1;
   if (grad_params) {
@@ -306,7 +323,7 @@ bool backward_with(int least, Cuda q, Network net, In<real, kPoints, kInputs> x,
   }
   for (int pass = 0; pass < passes; ++pass) {
     if (pass > 0) grad_x.data = nullptr;  // done by the first
-    launch_shared("mlp_backward", mlp_backward_kernel<H, kSlots, kStaged, kBlocks>, grid, 32 * warps,
+    launch_shared("mlp_backward", mlp_backward_kernel<H, kLayers, kSlots, kStaged, kBlocks>, grid, 32 * warps,
                   2 * (weights + Stash<H>{net, 16 * warps}.size()), q, net, rows_of(x), params, activation,
                   float(padding), rows_of(y), rows_of(grad_y), out_rows_of(grad_x),
                   grad_params ? partial.data : nullptr, pass * kSlots);
@@ -331,13 +348,16 @@ void mlp_backward(Cuda q, In<real, kPoints, kInputs> x, In<real, kParams> params
   const auto start = [&](auto with, int least) {
     return with(least, q, net, x, params, activation, padding, y, grad_y, grad_x, grad_params, partial);
   };
-  const int needed = slots(net, kBackwardWarps);
-  if (hidden <= 16 && start(backward_with<16, 2, true, 2>, 1)) return;
-  if (hidden <= 32 && start(backward_with<32, 3, true, 2>, 1)) return;
-  if (hidden <= 64 && needed <= 3 && start(backward_with<64, 3, true, 2>, kBackwardWarps)) return;
-  if (hidden <= 64 && start(backward_with<64, 4, true, 2>, kBackwardWarps)) return;
-  if (start(backward_with<128, 4, true, 1>, 4)) return;
-  require(start(backward_with<128, 4, false, 1>, 1), "needs more shared memory than the device has");
+  if (hidden <= 16 && start(backward_with<16, 1, 2, true, 3>, kBackwardWarps)) return;
+  if (hidden <= 64 && hidden > 32) {
+    if (start(backward_with<64, 1, 2, true, 2>, kBackwardWarps)) return;
+    if (start(backward_with<64, 2, 3, true, 2>, kBackwardWarps)) return;
+    if (start(backward_with<64, 1, 4, true, 2>, kBackwardWarps)) return;
+  }
+  if (hidden <= 32 && start(backward_with<32, 0, 3, true, 2>, 1)) return;
+  if (hidden <= 64 && start(backward_with<64, 0, 4, true, 1>, 4)) return;
+  if (start(backward_with<128, 0, 4, true, 1>, 4)) return;
+  require(start(backward_with<128, 0, 4, false, 1>, 1), "needs more shared memory than the device has");
 }
 
 }  // namespace raymarch

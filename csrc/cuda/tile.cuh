@@ -7,9 +7,9 @@
 //   b: (2t, g) (2t + 8, g)                                 inner x columns, and the number below each
 //   c: (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8, 2t + 1)     rows x columns, one float each
 //
-// so two neighbouring tiles of sums are, rounded, operand a of the next product: activations never leave their
-// lane. Halves have eleven bits, as TF32 has, but end at 65504 and thin out below 6e-5: what may lie there,
-// gradients, is scaled by a power of two first.
+// so two neighbouring tiles of sums are, rounded, operand a of the next product: activations never leave
+// their lane. Halves have eleven bits, as TF32 has, but end at 65504 and thin out below 6e-5: what may lie
+// there, gradients, is scaled by a power of two first.
 #pragma once
 #include <cuda_fp16.h>
 
@@ -24,10 +24,18 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   const __half2 both = __floats2half2_rn(low, high);
   return reinterpret_cast<const uint32_t&>(both);
 }
+__device__ __forceinline__ uint32_t bits(__half2 both) { return reinterpret_cast<const uint32_t&>(both); }
 __device__ __forceinline__ __half2 unpack(uint32_t both) { return reinterpret_cast<const __half2&>(both); }
 __device__ __forceinline__ uint32_t scaled(uint32_t both, __half2 factor) {
-  const __half2 product = __hmul2(unpack(both), factor);
-  return reinterpret_cast<const uint32_t&>(product);
+  return bits(__hmul2(unpack(both), factor));
+}
+
+// relu and relu_vjp of math/activation.h, of two halves; NaN passes here too.
+__device__ __forceinline__ uint32_t relu(uint32_t z) {
+  return bits(__hmax2_nan(unpack(z), __half2half2(__ushort_as_half(0))));
+}
+__device__ __forceinline__ uint32_t relu_vjp(uint32_t y, uint32_t g) {
+  return g & ~__hle2_mask(unpack(y), __half2half2(__ushort_as_half(0)));
 }
 
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -35,6 +43,13 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint3
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Where this lane's row of the four blocks of a 16 x 16 square begins: blocks go down first (0), or along
+// (1).
+__device__ __forceinline__ int corner(int order, int stride) {
+  const int i = lane(), low = i / 8 % 2 * 8, high = i / 16 * 8;
+  return order == 0 ? (low + i % 8) * stride + high : (high + i % 8) * stride + low;
 }
 
 // Four 8 x 8 blocks of halves; the eight lanes 8i .. 8i + 7 say where the rows of block i are.
@@ -54,14 +69,23 @@ __device__ __forceinline__ void load_turned(const half* row, uint32_t (&b)[4]) {
                : "memory");
 }
 
-// Where this lane's row of the four blocks of a 16 x 16 square begins: blocks go down first (0), or along (1).
-__device__ __forceinline__ int corner(int order, int stride) {
-  const int i = lane(), low = i / 8 % 2 * 8, high = i / 16 * 8;
-  return order == 0 ? (low + i % 8) * stride + high : (high + i % 8) * stride + low;
+// Four blocks from operand a of one group back to shared memory, as load_blocks reads them.
+__device__ __forceinline__ void store_blocks(half* row, int stride, const uint32_t (&a)[4]) {
+#if __CUDA_ARCH__ >= 900
+  const unsigned at = unsigned(__cvta_generic_to_shared(row + corner(0, stride)));
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(a[0]),
+               "r"(a[1]), "r"(a[2]), "r"(a[3])
+               : "memory");
+#else
+  half* at = row + lane() / 4 * stride + 2 * (lane() % 4);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) *reinterpret_cast<uint32_t*>(at + i % 2 * 8 * stride + i / 2 * 8) = a[i];
+#endif
 }
 
 // Asks for the cache lines of a contiguous run, on behalf of a warp that will read it soon.
 __device__ __forceinline__ void prefetch(const float* from, int64_t count) {
+#pragma unroll 1
   for (int64_t i = 32 * lane(); i < count; i += 32 * 32)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
 }
@@ -164,8 +188,8 @@ __device__ __forceinline__ void backward_step(const uint32_t (&a)[4], Weights we
 
 // sum += G^T H over points begin .. end: 16 columns of G by 32 columns of H, both [point, unit] in shared
 // memory, rows `g_stride` and `h_stride` apart.
-__device__ __forceinline__ void outer(const half* g_at, int g_stride, const half* h_at, int h_stride, int begin,
-                                      int end, float (&sum)[4][4]) {
+__device__ __forceinline__ void outer(const half* g_at, int g_stride, const half* h_at, int h_stride,
+                                      int begin, int end, float (&sum)[4][4]) {
   g_at += corner(1, g_stride), h_at += corner(0, h_stride);
 #pragma unroll 2
   for (int p = begin; p < end; p += 16) {
