@@ -24,7 +24,7 @@ struct Chunks {
   }
 };
 
-Network network(In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
+Network network(Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
                 int64_t outputs) {
   const char* why = problem(x.size[1], hidden, layers, outputs, params.size[0]);
   require(!why, why);
@@ -51,11 +51,15 @@ struct Tile {
     for (int l = 0; l < net.layers; ++l) h[l].resize(kTile * net.hidden);
   }
 
-  void load(const real* from, int points, real padding) {
+  void load(Payload<kPoints, kInputs> all, int64_t first, int points, real padding) {
     const int columns = net.columns(0), wide = net.inputs;
     rows = round_up(points, 16);
     std::fill(x.begin(), x.end(), padding);
-    for (int p = 0; p < points; ++p) std::copy_n(from + p * wide, wide, &x[p * columns]);
+    with_dtype(all, [&](auto view) {
+      const auto* from = view.data + first * wide;
+      for (int p = 0; p < points; ++p)
+        for (int c = 0; c < wide; ++c) x[p * columns + c] = to_float(from[p * wide + c]);
+    });
   }
 
   void layer(int matrix, const real* weights_transposed, real* out, bool relu) {
@@ -108,7 +112,7 @@ void add_up(const std::vector<real>& partial, int64_t copies, Out<real, kParams>
 
 }  // namespace
 
-void mlp_forward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
+void mlp_forward(Cpu, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
                  int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
   const Network net = network(x, params, hidden, layers, y.size[1]);
   const std::vector<real> weights = transposed(net, params.data);
@@ -118,7 +122,7 @@ void mlp_forward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, in
     const int64_t end = std::min(chunks.points, (chunk + 1) * chunks.step);
     for (int64_t at = chunk * chunks.step; at < end; at += kTile) {
       const int points = int(std::min<int64_t>(kTile, end - at));
-      tile.load(x.data + at * net.inputs, points, real(padding));
+      tile.load(x, at, points, real(padding));
       tile.hidden_layers(weights.data());
       tile.layer(net.layers, weights.data(), tile.y.data(), false);
       for (int p = 0; p < points; ++p)
@@ -128,7 +132,7 @@ void mlp_forward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, in
   });
 }
 
-void mlp_backward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
+void mlp_backward(Cpu, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
                   int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
                   In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
                   Maybe<Out<real, kParams>> grad_params, Maybe<Out<real, kEntries, kParams>>) {
@@ -143,7 +147,7 @@ void mlp_backward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, i
     const int64_t end = std::min(chunks.points, (chunk + 1) * chunks.step);
     for (int64_t at = chunk * chunks.step; at < end; at += kTile) {
       const int points = int(std::min<int64_t>(kTile, end - at));
-      tile.load(x.data + at * net.inputs, points, real(padding));
+      tile.load(x, at, points, real(padding));
       tile.hidden_layers(weights.data());
       std::fill(tile.y.begin(), tile.y.end(), real(0));
       for (int p = 0; p < points; ++p)

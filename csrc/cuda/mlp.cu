@@ -1,6 +1,7 @@
 // Networks on tensor cores. A warp takes 16 points through every layer with its activations in registers;
 // weights wait in shared memory, copied once per block. Blocks stay and walk over the points.
 #include "cuda/mlp.cuh"
+#include "cuda/vector.cuh"
 #include "ops.h"
 
 namespace raymarch {
@@ -9,52 +10,49 @@ namespace {
 constexpr int kForwardWarps = 8;
 
 // One warp per 16 points at a time.
-template <int H, bool kStaged, int kBlocks>
+template <class T, int H, int kLayers, int kIn, bool kStaged, int kBlocks>
 __global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
-    mlp_forward_kernel(Network net, Rows x, In<real, kParams> params, int64_t activation, float padding,
-                       OutRows y) {
+    mlp_forward_kernel(Shape<H, kLayers, kIn> shape, Rows<T> x, In<real, kParams> params, int64_t activation,
+                       float padding, OutRows y) {
   extern __shared__ __align__(16) half shared[];
-  Matrices<H, kStaged> matrices{net};
+  Matrices<Shape<H, kLayers, kIn>, H, kStaged> matrices{shape};
   matrices.open(shared, params.data);
   __syncthreads();
 
-  constexpr int kRows = 16, kAhead = 2;  // groups of columns of x that are fetched together
-  const int64_t step = int64_t{gridDim.x} * kForwardWarps * kRows;
-  for (int64_t base = (int64_t{blockIdx.x} * kForwardWarps + threadIdx.x / 32) * kRows; base < x.count;
-       base += step) {
+  constexpr int kAhead = kIn == 4 ? 4 : 2;  // groups of columns of x that are fetched together
+  const int64_t step = int64_t{gridDim.x} * kForwardWarps * 16;
+  for (int64_t base = (int64_t{blockIdx.x} * kForwardWarps + threadIdx.x / 32) * 16; base < x.count; base += step) {
     Sums<H / 8> sum;
     Operands<H / 16> a;
     clear<H / 8>(sum);
-    const int64_t next = min(base + step, x.count);
-    prefetch(x.data + next * x.width, min(int64_t{kRows}, x.count - next) * x.width);
-    const int groups = net.columns(0) / kGroup;
-#pragma unroll 1
-    for (int first = 0; first < groups; first += kAhead) {
-      float2 v[kAhead][4];
+    x.prefetch_rows(base, step);
+#pragma unroll(kLayers ? 16 : 1)
+    for (int first = 0; first < shape.groups(); first += kAhead) {
+      typename Rows<T>::Pair v[kAhead][4];
 #pragma unroll
       for (int k = 0; k < kAhead; ++k)
-        if (first + k < groups) x.load(base, first + k, padding, v[k]);
+        if (first + k < shape.groups()) x.load(base, first + k, padding, v[k]);
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
-        if (first + k >= groups) break;
+        if (first + k >= shape.groups()) break;
         uint32_t in[4];
         round_square(v[k], in);
         forward_step<H / 8>(in, matrices[0], 0, first + k, sum);
       }
     }
-    activate_hidden<H>(sum, a);
-#pragma unroll 1
-    for (int m = 1; m < net.layers; ++m) {
+    activate_hidden<H, false>(sum, a, nullptr);
+#pragma unroll(kLayers ? 4 : 1)
+    for (int m = 1; m < shape.layers(); ++m) {
       hidden_forward<H>(a, matrices[m], sum);
-      activate_hidden<H>(sum, a);
+      activate_hidden<H, false>(sum, a, nullptr);
     }
 #pragma unroll 1
-    for (int group = 0; group < net.rows(net.layers) / kGroup; ++group) {
+    for (int group = 0; group < shape.net.rows(shape.layers()) / kGroup; ++group) {
       Sums<2> out;
       clear<2>(out);
 #pragma unroll
       for (int k = 0; k < H / kGroup; ++k)
-        forward_step<2>(a[k], matrices[net.layers], kGroup * group, k, out);
+        forward_step<2>(a[k], matrices[shape.layers()], kGroup * group, k, out);
       float2 v[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -66,30 +64,43 @@ __global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
   }
 }
 
-// Starts one kernel if the device's shared memory holds it.
-template <int H, bool kStaged, int kBlocks>
-bool forward_with(Cuda q, Network net, In<real, kPoints, kInputs> x, In<real, kParams> params,
-                  int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
-  const int bytes = 2 * Matrices<H, kStaged>{net}.size();
-  if (bytes > most_shared(q)) return false;
+// Starts one kernel if it is for such a network and the device's shared memory holds it.
+template <class T, int H, int kLayers, int kIn, bool kStaged, int kBlocks>
+bool forward_with(Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params, int64_t activation,
+                  double padding, Out<real, kPoints, kOutputs> y) {
+  using S = Shape<H, kLayers, kIn>;
+  const S shape{net};
+  const int bytes = 2 * Matrices<S, H, kStaged>{shape}.size();
+  if (!shape.fits() || bytes > most_shared(q)) return false;
   const unsigned grid =
       std::min(blocks(x.size[0], 16 * kForwardWarps), unsigned(kBlocks * multiprocessors(q)));
-  launch_shared("mlp_forward", mlp_forward_kernel<H, kStaged, kBlocks>, grid, 32 * kForwardWarps, bytes, q,
-                net, rows_of(x), params, activation, float(padding), out_rows_of(y));
+  launch_shared("mlp_forward", mlp_forward_kernel<T, H, kLayers, kIn, kStaged, kBlocks>, grid,
+                32 * kForwardWarps, bytes, q, shape, rows_of<T>(x), params, activation, float(padding),
+                out_rows_of(y));
   return true;
+}
+
+template <class T>
+bool forward_any(Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params, int64_t activation,
+                 double padding, Out<real, kPoints, kOutputs> y) {
+  const auto start = [&](auto with) { return with(q, net, x, params, activation, padding, y); };
+  return start(forward_with<T, 16, 1, 1, true, 4>) || start(forward_with<T, 64, 1, 2, true, 3>) ||
+         start(forward_with<T, 64, 1, 9, true, 3>) || start(forward_with<T, 64, 2, 2, true, 3>) ||
+         start(forward_with<T, 64, 2, 4, true, 2>) || start(forward_with<T, 32, 0, 0, true, 3>) ||
+         start(forward_with<T, 64, 0, 0, true, 3>) || start(forward_with<T, 128, 0, 0, true, 1>) ||
+         start(forward_with<T, 128, 0, 0, false, 1>);
 }
 
 }  // namespace
 
-void mlp_forward(Cuda q, In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden,
-                 int64_t layers, int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
+void mlp_forward(Cuda q, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
+                 int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
   const Network net = network(x, params, hidden, layers, y.size[1]);
-  const auto start = [&](auto with) { return with(q, net, x, params, activation, padding, y); };
-  if (hidden <= 16 && start(forward_with<16, true, 4>)) return;
-  if (hidden <= 32 && start(forward_with<32, true, 3>)) return;
-  if (hidden <= 64 && start(forward_with<64, true, 3>)) return;
-  if (start(forward_with<128, true, 1>)) return;
-  start(forward_with<128, false, 1>);
+  require(aligned(params.data, 16), "params must lie at a multiple of 16 bytes");
+  if (x.dtype == Dtype::kFloat16)
+    forward_any(q, net, opened<half>(x), params, activation, padding, y);
+  else
+    forward_any(q, net, opened<float>(x), params, activation, padding, y);
 }
 
 __global__ void __launch_bounds__(256)

@@ -11,43 +11,70 @@ namespace raymarch {
 
 constexpr int kGroup = 16;  // units that two tiles share
 
-// The matrices of one network, `H` units where the network has at most as many.
-template <int H, bool kStaged>
-struct Matrices {
+// A network as a kernel sees it: at most H hidden units, rounded up to H. Where kLayers is not zero the
+// compiler knows all of it but the outputs: exactly H units, kLayers hidden layers, kIn groups of inputs.
+template <int H, int kLayers, int kIn>
+struct Shape {
   Network net;
+
+  __host__ __device__ int layers() const { return kLayers ? kLayers : net.layers; }
+  __host__ __device__ int groups() const { return kLayers ? kIn : net.columns(0) / kGroup; }
+  __host__ __device__ int columns(int m) const {
+    return m == 0 ? kGroup * groups() : kLayers ? H : net.hidden;
+  }
+  __host__ __device__ int rows(int m) const {
+    return m == layers() ? net.rows(m) : kLayers ? H : net.hidden;
+  }
+  // Where a matrix is in the flat parameters.
+  __host__ __device__ int offset(int m) const {
+    const int units = kLayers ? H : net.hidden;
+    return m == 0 ? 0 : units * (columns(0) + (m - 1) * units);
+  }
+  bool fits() const {
+    return net.hidden <= H && (!kLayers || (net.hidden == H && net.layers == kLayers &&
+                                            net.columns(0) == kGroup * kIn));
+  }
+};
+
+// Its matrices, in shared memory with rows kApart longer than their columns, or where they do not fit as they are.
+template <class S, int H, bool kStaged>
+struct Matrices {
+  S shape;
   const half* halves;
   const float* floats;
 
-  __host__ __device__ int stride(int m) const { return (m == 0 ? net.columns(0) : H) + kApart; }
-  __host__ __device__ int padded_rows(int m) const { return m == net.layers ? net.rows(m) : H; }
+  __host__ __device__ int stride(int m) const { return (m == 0 ? shape.columns(0) : H) + kApart; }
   __host__ __device__ int offset(int m) const {
     return m == 0 ? 0 : H * (stride(0) + (m - 1) * (H + kApart));
   }
   __host__ __device__ int size() const {  // in halves
-    return kStaged ? offset(net.layers) + net.rows(net.layers) * (H + kApart) : 0;
+    return kStaged ? offset(shape.layers()) + shape.net.rows(shape.layers()) * (H + kApart) : 0;
   }
 
   __device__ __forceinline__ auto operator[](int m) const {
     if constexpr (kStaged)
       return Staged{halves + offset(m), stride(m)};
     else
-      return Unstaged{floats + net.offset(m), net.rows(m), net.columns(m)};
+      return Unstaged{floats + shape.offset(m), shape.rows(m), shape.columns(m)};
   }
 
   // Points at the staged copy, or at the parameters themselves.
   __device__ __forceinline__ void open(half* shared, const float* params) {
     halves = shared, floats = params;
     if constexpr (kStaged)
-      for (int m = 0; m <= net.layers; ++m)
-        stage(shared + offset(m), padded_rows(m), stride(m) - kApart, params + net.offset(m), net.rows(m),
-              net.columns(m));
+#pragma unroll 1
+      for (int m = 0; m <= shape.layers(); ++m)
+        stage(shared + offset(m), m == shape.layers() ? shape.rows(m) : H, stride(m) - kApart,
+              params + shape.offset(m), shape.rows(m), shape.columns(m));
   }
 };
 
 // Rows of numbers in global memory, taken by squares of 16 x 16: the numbers of operand a, of group `group`
 // of the 16 rows from `base` on. Two neighbours are one access where that is aligned.
+template <class T>
 struct Rows {
-  const float* data;
+  using Pair = std::conditional_t<std::is_same_v<T, half>, uint32_t, float2>;
+  const T* data;
   int64_t count;
   int width;
   bool by_two;
@@ -56,32 +83,42 @@ struct Rows {
     return by_two && base + 16 <= count && 16 * group + 16 <= width;
   }
   // Rows past the end are zero, columns past the width `padding`.
-  __device__ __forceinline__ void load(int64_t base, int group, float padding, float2 (&v)[4]) const {
+  __device__ __forceinline__ void load(int64_t base, int group, float padding, Pair (&v)[4]) const {
     const int row = lane() / 4, column = 16 * group + 2 * (lane() % 4);
-    const float* at = data + (base + row) * width + column;
+    const T* at = data + (base + row) * width + column;
     if (whole(base, group)) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) v[i] = *reinterpret_cast<const float2*>(at + i % 2 * 8 * width + i / 2 * 8);
+      for (int i = 0; i < 4; ++i) v[i] = *reinterpret_cast<const Pair*>(at + i % 2 * 8 * width + i / 2 * 8);
       return;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i, at += i % 2 ? 8 * width : 8 - 8 * width) {
       const bool there = base + row + i % 2 * 8 < count;
       const int left = width - column - i / 2 * 8;
-      v[i] = {!there ? 0.f : left > 0 ? at[0] : padding, !there ? 0.f : left > 1 ? at[1] : padding};
+      const float2 two = {!there ? 0.f : left > 0 ? to_float(at[0]) : padding,
+                          !there ? 0.f : left > 1 ? to_float(at[1]) : padding};
+      if constexpr (std::is_same_v<T, half>)
+        v[i] = pack(two.x, two.y);
+      else
+        v[i] = two;
     }
+  }
+  // Asks for the rows of the square that comes `step` rows later.
+  __device__ __forceinline__ void prefetch_rows(int64_t base, int64_t step) const {
+    const int64_t from = base + step;
+    if (from < count) prefetch(data + from * width, int(min(int64_t{16}, count - from)) * width);
   }
 };
 
-template <class V>
-Rows rows_of(V view) {
-  const bool even = view.size[1] % 2 == 0 && reinterpret_cast<uintptr_t>(view.data) % 8 == 0;
+template <class T, class V>
+Rows<T> rows_of(V view) {
+  const bool even = view.size[1] % 2 == 0 && reinterpret_cast<uintptr_t>(view.data) % (2 * sizeof(T)) == 0;
   return {view.data, view.size[0], int(view.size[1]), even};
 }
 
 struct OutRows {
   float* data;
-  Rows rows;
+  Rows<float> rows;
 
   __device__ __forceinline__ void store(int64_t base, int group, const float2 (&v)[4]) const {
     const int row = lane() / 4, column = 16 * group + 2 * (lane() % 4), width = rows.width;
@@ -103,12 +140,17 @@ struct OutRows {
 
 template <class V>
 OutRows out_rows_of(V view) {
-  return {view.data, rows_of(view)};
+  return {view.data, rows_of<float>(view)};
 }
 
 __device__ __forceinline__ void round_square(const float2 (&v)[4], uint32_t (&a)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) a[i] = pack(v[i].x, v[i].y);
+}
+
+__device__ __forceinline__ void round_square(const uint32_t (&v)[4], uint32_t (&a)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) a[i] = v[i];
 }
 
 // The four pairs of two neighbouring tiles of sums, in the order of operand a.
@@ -117,10 +159,9 @@ __device__ __forceinline__ float2 pair(const float* two_tiles, int i) {
   return {at[0], at[1]};
 }
 
-// a = relu(sum), kept in the stash where there is one.
-template <int H>
-__device__ __forceinline__ void activate_hidden(const Sums<H / 8>& sum, Operands<H / 16>& a,
-                                                half* stash = nullptr) {
+// a = relu(sum), kept in the stash if asked to.
+template <int H, bool kKeep>
+__device__ __forceinline__ void activate_hidden(const Sums<H / 8>& sum, Operands<H / 16>& a, half* stash) {
 #pragma unroll
   for (int k = 0; k < H / 16; ++k) {
 #pragma unroll
@@ -128,7 +169,7 @@ __device__ __forceinline__ void activate_hidden(const Sums<H / 8>& sum, Operands
       const float2 two = pair(sum[2 * k], i);
       a[k][i] = relu(pack(two.x, two.y));
     }
-    if (stash) store_blocks(stash + kGroup * k, H + kApart, a[k]);
+    if constexpr (kKeep) store_blocks(stash + kGroup * k, H + kApart, a[k]);
   }
 }
 
@@ -166,10 +207,11 @@ __device__ __forceinline__ void hidden_backward(const Operands<H / 16>& a, Weigh
 
 // ---- host ----
 
-inline Network network(In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
+inline Network network(Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
                        int64_t outputs) {
   const char* why = problem(x.size[1], hidden, layers, outputs, params.size[0]);
   require(!why, why);
+  require(x.dtype != Dtype::kBFloat16, "x must be float32 or float16");
   return {int(x.size[1]), int(hidden), int(layers), int(outputs)};
 }
 
