@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
 
   constexpr int kAhead = kIn == 4 ? 4 : 2;  // groups of columns of x that are fetched together
   const int64_t step = int64_t{gridDim.x} * kForwardWarps * 16;
-  for (int64_t base = (int64_t{blockIdx.x} * kForwardWarps + threadIdx.x / 32) * 16; base < x.count; base += step) {
+  for (int64_t base = (int64_t{blockIdx.x} * kForwardWarps + threadIdx.x / 32) * 16; base < x.count;
+       base += step) {
     Sums<H / 8> sum;
     Operands<H / 16> a;
     clear<H / 8>(sum);
@@ -40,11 +41,11 @@ __global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
         forward_step<H / 8>(in, matrices[0], 0, first + k, sum);
       }
     }
-    activate_hidden<H, false>(sum, a, nullptr);
+    activate_hidden<H, false>(sum, a, 0);
 #pragma unroll(kLayers ? 4 : 1)
     for (int m = 1; m < shape.layers(); ++m) {
       hidden_forward<H>(a, matrices[m], sum);
-      activate_hidden<H, false>(sum, a, nullptr);
+      activate_hidden<H, false>(sum, a, 0);
     }
 #pragma unroll 1
     for (int group = 0; group < shape.net.rows(shape.layers()) / kGroup; ++group) {
@@ -66,8 +67,8 @@ __global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
 
 // Starts one kernel if it is for such a network and the device's shared memory holds it.
 template <class T, int H, int kLayers, int kIn, bool kStaged, int kBlocks>
-bool forward_with(Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params, int64_t activation,
-                  double padding, Out<real, kPoints, kOutputs> y) {
+bool forward_with(Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params,
+                  int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
   using S = Shape<H, kLayers, kIn>;
   const S shape{net};
   const int bytes = 2 * Matrices<S, H, kStaged>{shape}.size();
@@ -93,8 +94,8 @@ bool forward_any(Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParam
 
 }  // namespace
 
-void mlp_forward(Cuda q, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
-                 int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
+void mlp_forward(Cuda q, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden,
+                 int64_t layers, int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
   const Network net = network(x, params, hidden, layers, y.size[1]);
   require(aligned(params.data, 16), "params must lie at a multiple of 16 bytes");
   if (x.dtype == Dtype::kFloat16)

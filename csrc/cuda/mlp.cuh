@@ -22,25 +22,24 @@ struct Shape {
   __host__ __device__ int columns(int m) const {
     return m == 0 ? kGroup * groups() : kLayers ? H : net.hidden;
   }
-  __host__ __device__ int rows(int m) const {
-    return m == layers() ? net.rows(m) : kLayers ? H : net.hidden;
-  }
+  __host__ __device__ int rows(int m) const { return m == layers() ? net.rows(m) : kLayers ? H : net.hidden; }
   // Where a matrix is in the flat parameters.
   __host__ __device__ int offset(int m) const {
     const int units = kLayers ? H : net.hidden;
     return m == 0 ? 0 : units * (columns(0) + (m - 1) * units);
   }
   bool fits() const {
-    return net.hidden <= H && (!kLayers || (net.hidden == H && net.layers == kLayers &&
-                                            net.columns(0) == kGroup * kIn));
+    return net.hidden <= H &&
+           (!kLayers || (net.hidden == H && net.layers == kLayers && net.columns(0) == kGroup * kIn));
   }
 };
 
-// Its matrices, in shared memory with rows kApart longer than their columns, or where they do not fit as they are.
+// Its matrices, in shared memory with rows kApart longer than their columns, or where they do not fit as they
+// are.
 template <class S, int H, bool kStaged>
 struct Matrices {
   S shape;
-  const half* halves;
+  Place staged;
   const float* floats;
 
   __host__ __device__ int stride(int m) const { return (m == 0 ? shape.columns(0) : H) + kApart; }
@@ -53,14 +52,14 @@ struct Matrices {
 
   __device__ __forceinline__ auto operator[](int m) const {
     if constexpr (kStaged)
-      return Staged{halves + offset(m), stride(m)};
+      return Staged{staged + 2 * offset(m), stride(m)};
     else
       return Unstaged{floats + shape.offset(m), shape.rows(m), shape.columns(m)};
   }
 
   // Points at the staged copy, or at the parameters themselves.
   __device__ __forceinline__ void open(half* shared, const float* params) {
-    halves = shared, floats = params;
+    staged = place_of(shared), floats = params;
     if constexpr (kStaged)
 #pragma unroll 1
       for (int m = 0; m <= shape.layers(); ++m)
@@ -95,8 +94,12 @@ struct Rows {
     for (int i = 0; i < 4; ++i, at += i % 2 ? 8 * width : 8 - 8 * width) {
       const bool there = base + row + i % 2 * 8 < count;
       const int left = width - column - i / 2 * 8;
-      const float2 two = {!there ? 0.f : left > 0 ? to_float(at[0]) : padding,
-                          !there ? 0.f : left > 1 ? to_float(at[1]) : padding};
+      const float2 two = {!there     ? 0.f
+                          : left > 0 ? to_float(at[0])
+                                     : padding,
+                          !there     ? 0.f
+                          : left > 1 ? to_float(at[1])
+                                     : padding};
       if constexpr (std::is_same_v<T, half>)
         v[i] = pack(two.x, two.y);
       else
@@ -107,6 +110,30 @@ struct Rows {
   __device__ __forceinline__ void prefetch_rows(int64_t base, int64_t step) const {
     const int64_t from = base + step;
     if (from < count) prefetch(data + from * width, int(min(int64_t{16}, count - from)) * width);
+  }
+
+  // Rows in memory as operands want them can be copied on the side, kBytes at a time.
+  template <int kBytes>
+  __device__ __forceinline__ void copy_by(int64_t base, Place to, int stride) const {
+    const int chunks = width * int(sizeof(T)) / kBytes, row_step = 32 / chunks, rest = 32 % chunks;
+    int row = lane() / chunks, chunk = lane() % chunks;
+    const char* from = reinterpret_cast<const char*>(data + base * width) + kBytes * lane();
+#pragma unroll 1
+    for (; row < 16; from += 32 * kBytes) {
+      const bool there = base + row < count;
+      copy_async<kBytes>(to + 2 * row * stride + kBytes * chunk,
+                         there ? static_cast<const void*>(from) : data, there);
+      row += row_step, chunk += rest;
+      if (chunk >= chunks) chunk -= chunks, ++row;
+    }
+  }
+  __device__ __forceinline__ void copy(int64_t base, Place to, int stride) const {
+    if (width % 8 == 0)
+      copy_by<16>(base, to, stride);
+    else if (width % 4 == 0)
+      copy_by<8>(base, to, stride);
+    else
+      copy_by<4>(base, to, stride);
   }
 };
 
@@ -161,7 +188,7 @@ __device__ __forceinline__ float2 pair(const float* two_tiles, int i) {
 
 // a = relu(sum), kept in the stash if asked to.
 template <int H, bool kKeep>
-__device__ __forceinline__ void activate_hidden(const Sums<H / 8>& sum, Operands<H / 16>& a, half* stash) {
+__device__ __forceinline__ void activate_hidden(const Sums<H / 8>& sum, Operands<H / 16>& a, Place stash) {
 #pragma unroll
   for (int k = 0; k < H / 16; ++k) {
 #pragma unroll
@@ -169,25 +196,25 @@ __device__ __forceinline__ void activate_hidden(const Sums<H / 8>& sum, Operands
       const float2 two = pair(sum[2 * k], i);
       a[k][i] = relu(pack(two.x, two.y));
     }
-    if constexpr (kKeep) store_blocks(stash + kGroup * k, H + kApart, a[k]);
+    if constexpr (kKeep) store_blocks(stash + 2 * kGroup * k, H + kApart, a[k]);
   }
 }
 
 // a = sum where the stashed activation is positive. The stash then holds a times `share` instead.
 template <int H>
-__device__ __forceinline__ void activate_hidden_vjp(const Sums<H / 8>& sum, half* stash, bool keep,
+__device__ __forceinline__ void activate_hidden_vjp(const Sums<H / 8>& sum, Place stash, bool keep,
                                                     __half2 share, Operands<H / 16>& a) {
 #pragma unroll
   for (int k = 0; k < H / 16; ++k) {
     uint32_t h[4], out[4];
-    load_blocks(stash + kGroup * k + corner(0, H + kApart), h);
+    load_blocks(stash + 2 * kGroup * k + corner(0, H + kApart), h);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float2 two = pair(sum[2 * k], i);
       a[k][i] = relu_vjp(h[i], pack(two.x, two.y));
       out[i] = scaled(a[k][i], share);
     }
-    if (keep) store_blocks(stash + kGroup * k, H + kApart, out);
+    if (keep) store_blocks(stash + 2 * kGroup * k, H + kApart, out);
   }
 }
 

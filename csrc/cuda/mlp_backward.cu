@@ -46,27 +46,30 @@ int slots(const S& shape, int warps) {
   return sum;
 }
 
-// What the warps keep of a tile of points, row-major, each row kApart longer than its units.
-template <class S, int H>
+// What the warps keep of a tile of points, row-major, each row kApart longer than its units: x, twice where
+// the next tile's is fetched meanwhile, hidden layers, y.
+template <class S, int H, bool kAhead>
 struct Stash {
   S shape;
   int points;
-  half* data;
+  Place at;
 
   __host__ __device__ int x_stride() const { return shape.columns(0) + kApart; }
   __host__ __device__ int y_stride() const { return shape.rows(shape.layers()) + kApart; }
-  __host__ __device__ int size() const {
-    return points * (x_stride() + shape.layers() * (H + kApart) + y_stride()) + kSlack;
+  __host__ __device__ int size() const {  // in halves
+    return points * ((kAhead ? 2 : 1) * x_stride() + shape.layers() * (H + kApart) + y_stride()) + kSlack;
   }
-  __device__ __forceinline__ half* hidden(int m) const { return data + m * points * (H + kApart); }
-  __device__ __forceinline__ half* x() const { return hidden(shape.layers()); }
-  __device__ __forceinline__ half* y() const { return x() + points * x_stride(); }
+  __device__ __forceinline__ Place x(int which) const { return at + 2 * which * points * x_stride(); }
+  __device__ __forceinline__ Place hidden(int m) const {
+    return x(kAhead ? 2 : 1) + 2 * m * points * (H + kApart);
+  }
+  __device__ __forceinline__ Place y() const { return hidden(shape.layers()); }
 };
 
-// Which part of a matrix's gradient a slot of a warp is, in bytes: the row and the column where it begins, both
-// over 16, and the points from `begin` to `end`, over 16.
+// Which part of a matrix's gradient a slot of a warp is, a byte each: the row and the column where it begins,
+// both over 16, and the points from `begin` to `end`, over 16.
 template <class S>
-__device__ unsigned place(const S& shape, int matrix, int round, int points) {
+__device__ unsigned part(const S& shape, int matrix, int round, int points) {
   const Deal dealt = deal(shape, matrix, blockDim.x / 32);
   const int warp = threadIdx.x / 32, wide = column_units(shape, matrix);
   const int unit = dealt.unit(round, warp), group = dealt.group(warp), steps = points / 16;
@@ -134,39 +137,37 @@ __device__ __forceinline__ int exponent_of(const float* from, int count) {
 template <class T, int H, int kLayers, int kIn, int kSlots, bool kStaged, int kBlocks>
 __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
     mlp_backward_kernel(Shape<H, kLayers, kIn> shape, Rows<T> x, In<real, kParams> params, int64_t activation,
-                        float padding, Rows<float> y, Rows<float> grad_y, OutRows grad_x, float* partial,
-                        int first_slot) {
+                        float padding, Rows<float> grad_y, OutRows grad_x, float* partial, int first_slot) {
   using S = Shape<H, kLayers, kIn>;
   extern __shared__ __align__(16) half shared[];
   __shared__ int exponents[kBackwardWarps];
   Matrices<S, H, kStaged> matrices{shape};
-  matrices.open(shared, params.data);
-  constexpr int kStride = H + kApart, kAhead = kLayers && kSlots < 4 ? 2 : 1;  // groups of columns of x that are fetched together
+  constexpr bool kAhead = std::is_same_v<T, half> && kLayers > 0;  // x is copied one tile ahead
+  constexpr int kStride = H + kApart;
   const int warp = threadIdx.x / 32, warps = kLayers ? kBackwardWarps : blockDim.x / 32, points = 16 * warps;
   const int last = shape.layers(), groups = shape.groups();
-  const Stash<S, H> stash{shape, points, shared + matrices.size()};
-  const auto my_hidden = [&](int m) { return stash.hidden(m) + 16 * warp * kStride; };
-  half* my_x = stash.x() + 16 * warp * stash.x_stride();
-  half* my_y = stash.y() + 16 * warp * stash.y_stride();
+  const Stash<S, H, kAhead> stash{shape, points, place_of(shared)};
+  const int xs = stash.x_stride(), ys = stash.y_stride();
+  matrices.open(shared + stash.size(), params.data);
   float sums[kSlots][4][4] = {};
   int scale = -126;  // sums are 2^-scale times what they should be
   // Where a matrix is one unit each warp reads only its own rows.
   const bool alone = !partial || single(shape);
   const auto meet = [&] { alone ? __syncwarp() : __syncthreads(); };
-  unsigned places[kSlots] = {};
+  unsigned parts[kSlots] = {};
 #pragma unroll 1
   for (int m = last, slot = -first_slot; m >= 0; --m)
 #pragma unroll 1
     for (int round = 0; round < deal(shape, m, warps).rounds(); ++round, ++slot) {
-      const unsigned at = place(shape, m, round, points);
+      const unsigned at = part(shape, m, round, points);
 #pragma unroll
-      for (int s = 0; s < kSlots; ++s) places[s] = s == slot ? at : places[s];
+      for (int s = 0; s < kSlots; ++s) parts[s] = s == slot ? at : parts[s];
     }
   // Adds the product of two stashed arrays to the slots this warp has of a matrix; moves on to the next slot.
-  const auto add_outer = [&](int matrix, int& slot, const half* g, int g_stride, const half* h, int h_stride) {
+  const auto add_outer = [&](int matrix, int& slot, Place g, int g_stride, Place h, int h_stride) {
     const auto add = [&](int s) {
-      const unsigned at = places[s];
-      outer(g + (at & 255) * 16, g_stride, h + (at >> 8 & 255) * 16, h_stride, (at >> 16 & 255) * 16,
+      const unsigned at = parts[s];
+      outer(g + (at & 255) * 32, g_stride, h + (at >> 8 & 255) * 32, h_stride, (at >> 16 & 255) * 16,
             (at >> 24) * 16, sums[s]);
     };
     if constexpr (kLayers > 0) {
@@ -182,32 +183,47 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
           if (s == slot) add(s);
     }
   };
-  __syncthreads();
 
   const int64_t step = int64_t{gridDim.x} * points;
-  for (int64_t first = int64_t{blockIdx.x} * points; first < x.count; first += step) {
-    const int64_t base = first + 16 * warp;
+  int64_t base = int64_t{blockIdx.x} * points + 16 * warp;
+  int now = 0;  // which of the two copies of x
+  if constexpr (kAhead) {
+    const uint32_t two = pack(padding, padding);
+    for (int i = threadIdx.x; i < 2 * points * (16 * groups - x.width); i += blockDim.x) {
+      const int row = i / (16 * groups - x.width), column = x.width + i % (16 * groups - x.width);
+      reinterpret_cast<uint16_t*>(shared)[row * xs + column] = uint16_t(two);
+    }
+    x.copy(base, stash.x(0) + 32 * warp * xs, xs);
+  }
+  __syncthreads();
+
+  for (; base - 16 * warp < x.count; base += step) {
+    const Place my_x = stash.x(now) + 32 * warp * xs, my_y = stash.y() + 32 * warp * ys;
+    const auto my_hidden = [&](int m) { return stash.hidden(m) + 32 * warp * kStride; };
     Sums<H / 8> sum;
     Operands<H / 16> a;
-    x.prefetch_rows(base, step);
+    if constexpr (kAhead) {
+      wait_for_copies();
+      __syncwarp();
+      if (base + step < x.count) x.copy(base + step, stash.x(now ^ 1) + 32 * warp * xs, xs);
+    } else {
+      x.prefetch_rows(base, step);
+    }
     grad_y.prefetch_rows(base, step);
-    if (activation != kLinear) y.prefetch_rows(base, step);
 
     clear<H / 8>(sum);
 #pragma unroll 1
-    for (int at = 0; at < groups; at += kAhead) {
-      typename Rows<T>::Pair v[kAhead][4];
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k)
-        if (at + k < groups) x.load(base, at + k, padding, v[k]);
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        if (at + k >= groups) break;
-        uint32_t in[4];
-        round_square(v[k], in);
-        if (partial) store_blocks(my_x + kGroup * (at + k), stash.x_stride(), in);
-        forward_step<H / 8>(in, matrices[0], 0, at + k, sum);
+    for (int k = 0; k < groups; ++k) {
+      uint32_t in[4];
+      if constexpr (kAhead) {
+        load_blocks(my_x + 32 * k + corner(0, xs), in);
+      } else {
+        typename Rows<T>::Pair v[4];
+        x.load(base, k, padding, v);
+        round_square(v, in);
+        if (partial) store_blocks(my_x + 32 * k, xs, in);
       }
+      forward_step<H / 8>(in, matrices[0], 0, k, sum);
     }
 #pragma unroll(kLayers ? kLayers : 1)
     for (int m = 0; m < last; ++m) {
@@ -240,12 +256,17 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
     for (int group = 0; group < shape.net.rows(last) / kGroup; ++group) {
       float2 v[4];
       grad_y.load(base, group, 0.f, v);
-      if (activation != kLinear) {
-        float2 out[4];
-        y.load(base, group, 0.f, out);
+      if (activation != kLinear) {  // computed again: cheaper than reading y
+        Sums<2> out;
+        clear<2>(out);
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          v[i] = {activate_vjp(activation, out[i].x, v[i].x), activate_vjp(activation, out[i].y, v[i].y)};
+        for (int k = 0; k < H / kGroup; ++k) forward_step<2>(a[k], matrices[last], kGroup * group, k, out);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float2 z = pair(out[0], i);
+          v[i] = {activate_vjp(activation, activate(activation, z.x), v[i].x),
+                  activate_vjp(activation, activate(activation, z.y), v[i].y)};
+        }
       }
       uint32_t in[4];
       const float factor = power(-mine);
@@ -255,25 +276,25 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
       backward_step<H / 8>(in, matrices[last], 0, group, sum);
 #pragma unroll
       for (int i = 0; i < 4; ++i) in[i] = scaled(in[i], share);
-      if (partial) store_blocks(my_y + kGroup * group, stash.y_stride(), in);
+      if (partial) store_blocks(my_y + 32 * group, ys, in);
     }
     meet();
-    if (partial) add_outer(last, slot, stash.y(), stash.y_stride(), stash.hidden(last - 1), kStride);
+    if (partial) add_outer(last, slot, stash.y(), ys, stash.hidden(last - 1), kStride);
 #pragma unroll(kLayers ? kLayers : 1)
     for (int m = last - 1; m >= 0; --m) {
       meet();
       activate_hidden_vjp<H>(sum, my_hidden(m), partial, share, a);
       if (partial) {
         meet();
-        add_outer(m, slot, stash.hidden(m), kStride, m > 0 ? stash.hidden(m - 1) : stash.x(),
-                  m > 0 ? kStride : stash.x_stride());
+        add_outer(m, slot, stash.hidden(m), kStride, m > 0 ? stash.hidden(m - 1) : stash.x(now),
+                  m > 0 ? kStride : xs);
       }
       if (m > 0) hidden_backward<H>(a, matrices[m], sum);
     }
     if (grad_x.data) {
       const float factor = power(mine);
 #pragma unroll 1
-      for (int group = 0; group < groups; ++group) {
+      for (int group = 0; kGroup * group < grad_x.rows.width; ++group) {
         Sums<2> out;
         clear<2>(out);
 #pragma unroll
@@ -285,9 +306,10 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
       }
     }
     meet();
+    if constexpr (kAhead) now ^= 1;
   }
   if (partial)
-    flush(shape, first_slot, sums, power(scale), reinterpret_cast<float*>(stash.data),
+    flush(shape, first_slot, sums, power(scale), reinterpret_cast<float*>(shared),
           partial + blockIdx.x * int64_t{shape.net.parameters()});
 }
 
@@ -313,16 +335,18 @@ __global__ void __launch_bounds__(256)
 // warps per block.
 template <class T, int H, int kLayers, int kIn, int kSlots, bool kStaged, int kBlocks>
 bool backward_with(int least, Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params,
-                   int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
-                   In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
-                   Maybe<Out<real, kParams>> grad_params, Maybe<Out<real, kEntries, kParams>> partial) {
+                   int64_t activation, double padding, In<real, kPoints, kOutputs> grad_y,
+                   Maybe<Out<real, kPoints, kChannels>> grad_x, Maybe<Out<real, kParams>> grad_params,
+                   Maybe<Out<real, kEntries, kParams>> partial) {
   using S = Shape<H, kLayers, kIn>;
   const S shape{net};
   if (!shape.fits()) return false;
+  using Kept = Stash<S, H, std::is_same_v<T, half> && (kLayers > 0)>;
+  if (std::is_same_v<T, half> && kLayers && net.inputs % 2) return false;  // copies are of four bytes
   const int weights = Matrices<S, H, kStaged>{shape}.size();
   const int most = (most_shared(q) - 1024) / 2 - weights;
   int warps = kBackwardWarps;
-  while (warps > 0 && Stash<S, H>{shape, 16 * warps}.size() > most) --warps;
+  while (warps > 0 && Kept{shape, 16 * warps}.size() > most) --warps;
   if (warps < least || (kLayers && slots(shape, warps) != kSlots)) return false;
   for (int m = kLayers; m > 0; --m)
     if (deal(shape, m, warps).rounds() > 1) return false;
@@ -335,9 +359,9 @@ bool backward_with(int least, Cuda q, Network net, In<T, kPoints, kInputs> x, In
   for (int pass = 0; pass < passes; ++pass) {
     if (pass > 0) grad_x.data = nullptr;  // done by the first
     launch_shared("mlp_backward", mlp_backward_kernel<T, H, kLayers, kIn, kSlots, kStaged, kBlocks>, grid,
-                  32 * warps, 2 * (weights + Stash<S, H>{shape, 16 * warps}.size()), q, shape, rows_of<T>(x),
-                  params, activation, float(padding), rows_of<float>(y), rows_of<float>(grad_y),
-                  out_rows_of(grad_x), grad_params ? partial.data : nullptr, pass * kSlots);
+                  32 * warps, 2 * (weights + Kept{shape, 16 * warps}.size()), q, shape, rows_of<T>(x), params,
+                  activation, float(padding), rows_of<float>(grad_y), out_rows_of(grad_x),
+                  grad_params ? partial.data : nullptr, pass * kSlots);
   }
   if (grad_params)
     launch("mlp_backward", mlp_add_up_kernel, blocks(net.parameters(), 32), 256, q,
@@ -348,29 +372,32 @@ bool backward_with(int least, Cuda q, Network net, In<T, kPoints, kInputs> x, In
 template <class T, class... Args>
 bool backward_any(Args... args) {
   const auto start = [&](auto with, int least) { return with(least, args...); };
-  return start(backward_with<T, 16, 1, 1, 2, true, 3>, kBackwardWarps) ||
+  constexpr int kWide = std::is_same_v<T, half> ? 1 : 2;  // blocks: with two there are too few registers
+  return start(backward_with<T, 16, 1, 1, 2, true, 2>, kBackwardWarps) ||
          start(backward_with<T, 64, 1, 2, 2, true, 2>, kBackwardWarps) ||
-         start(backward_with<T, 64, 1, 9, 4, true, 2>, kBackwardWarps) ||
+         start(backward_with<T, 64, 1, 9, 4, true, kWide>, kBackwardWarps) ||
          start(backward_with<T, 64, 2, 2, 3, true, 2>, kBackwardWarps) ||
          start(backward_with<T, 64, 2, 4, 3, true, 2>, kBackwardWarps) ||
-         start(backward_with<T, 32, 0, 0, 3, true, 1>, 1) || start(backward_with<T, 64, 0, 0, 4, true, 1>, 4) ||
-         start(backward_with<T, 128, 0, 0, 4, true, 1>, 4) || start(backward_with<T, 128, 0, 0, 4, false, 1>, 1);
+         start(backward_with<T, 32, 0, 0, 3, true, 1>, 1) ||
+         start(backward_with<T, 64, 0, 0, 4, true, 1>, 4) ||
+         start(backward_with<T, 128, 0, 0, 4, true, 1>, 4) ||
+         start(backward_with<T, 128, 0, 0, 4, false, 1>, 1);
 }
 
 }  // namespace
 
-void mlp_backward(Cuda q, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
-                  int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
-                  In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
+void mlp_backward(Cuda q, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden,
+                  int64_t layers, int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
+                  In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kChannels>> grad_x,
                   Maybe<Out<real, kParams>> grad_params, Maybe<Out<real, kEntries, kParams>> partial) {
   const Network net = network(x, params, hidden, layers, grad_y.size[1]);
-  require(y || activation == kLinear, "needs y, as the output has an activation");
   require(partial || !grad_params, "needs partial for the gradient of params");
+  require(!grad_x || grad_x.size[1] <= x.size[1], "grad_x has more columns than x");
   require(aligned(params.data, 16), "params must lie at a multiple of 16 bytes");
   if (x.size[0] == 0 && grad_params) zero("mlp_backward", grad_params.data, 4 * net.parameters(), q);
   if (x.size[0] == 0) return;
   const auto start = [&](auto view, auto any) {
-    const bool started = any(q, net, view, params, activation, padding, y, grad_y, grad_x, grad_params, partial);
+    const bool started = any(q, net, view, params, activation, padding, grad_y, grad_x, grad_params, partial);
     require(started, "needs more shared memory than the device has");
   };
   if (x.dtype == Dtype::kFloat16)

@@ -45,43 +45,62 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Shared memory is addressed by bytes in 32 bits, and rows by their distance in halves: then whatever the
+// compiler knows of a place ends up in the instruction.
+using Place = unsigned;
+__device__ __forceinline__ Place place_of(const void* shared) {
+  return Place(__cvta_generic_to_shared(shared));
+}
+
 // Where this lane's row of the four blocks of a 16 x 16 square begins: blocks go down first (0), or along
 // (1).
-__device__ __forceinline__ int corner(int order, int stride) {
+__device__ __forceinline__ Place corner(int order, int stride) {
   const int i = lane(), low = i / 8 % 2 * 8, high = i / 16 * 8;
-  return order == 0 ? (low + i % 8) * stride + high : (high + i % 8) * stride + low;
+  return 2 * (order == 0 ? (low + i % 8) * stride + high : (high + i % 8) * stride + low);
 }
 
 // Four 8 x 8 blocks of halves; the eight lanes 8i .. 8i + 7 say where the rows of block i are.
-__device__ __forceinline__ void load_blocks(const half* row, uint32_t (&b)[4]) {
-  const unsigned at = unsigned(__cvta_generic_to_shared(row));
+__device__ __forceinline__ void load_blocks(Place row, uint32_t (&b)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-               : "r"(at)
+               : "r"(row)
                : "memory");
 }
 // The same, every block transposed.
-__device__ __forceinline__ void load_turned(const half* row, uint32_t (&b)[4]) {
-  const unsigned at = unsigned(__cvta_generic_to_shared(row));
+__device__ __forceinline__ void load_turned(Place row, uint32_t (&b)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-               : "r"(at)
+               : "r"(row)
                : "memory");
 }
 
-// Four blocks from operand a of one group back to shared memory, as load_blocks reads them.
-__device__ __forceinline__ void store_blocks(half* row, int stride, const uint32_t (&a)[4]) {
+// Operand a of one group, as load_blocks reads it at corner 0 of the square.
+__device__ __forceinline__ void store_blocks(Place square, int stride, const uint32_t (&a)[4]) {
 #if __CUDA_ARCH__ >= 900
-  const unsigned at = unsigned(__cvta_generic_to_shared(row + corner(0, stride)));
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(a[0]),
-               "r"(a[1]), "r"(a[2]), "r"(a[3])
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(square + corner(0, stride)),
+      "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+      : "memory");
 #else
-  half* at = row + lane() / 4 * stride + 2 * (lane() % 4);
+  const Place at = square + 2 * (lane() / 4 * stride + 2 * (lane() % 4));
 #pragma unroll
-  for (int i = 0; i < 4; ++i) *reinterpret_cast<uint32_t*>(at + i % 2 * 8 * stride + i / 2 * 8) = a[i];
+  for (int i = 0; i < 4; ++i)
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + 2 * (i % 2 * 8 * stride + i / 2 * 8)), "r"(a[i])
+                 : "memory");
 #endif
 }
+
+// Copies that pass the registers by. Bytes past `valid` are zeroed; `from` must be readable even so.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(Place to, const void* from, bool valid) {
+  const int size = valid ? kBytes : 0;
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(from), "r"(size), "n"(kBytes)
+                 : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Asks for the cache lines of a contiguous run, on behalf of a warp that will read it soon.
 template <class T>
@@ -95,16 +114,16 @@ constexpr int kApart = 8;  // halves between rows beyond a multiple of 16: eight
 
 // A weight matrix [rows, columns] in shared memory.
 struct Staged {
-  const half* weights;
+  Place weights;
   int stride;
 
   // Operand b of two tiles, rows .. rows + 15 of the matrix, over 16 columns: for a W^T.
   __device__ __forceinline__ void along(int row, int column, uint32_t (&b)[4]) const {
-    load_blocks(weights + row * stride + column + corner(1, stride), b);
+    load_blocks(weights + 2 * (row * stride + column) + corner(1, stride), b);
   }
   // Operand b of two tiles, columns .. columns + 15 of the matrix, over 16 rows: for a W.
   __device__ __forceinline__ void down(int row, int column, uint32_t (&b)[4]) const {
-    load_turned(weights + row * stride + column + corner(0, stride), b);
+    load_turned(weights + 2 * (row * stride + column) + corner(0, stride), b);
   }
 };
 
@@ -144,7 +163,8 @@ __device__ __forceinline__ void stage(half* to, int padded_rows, int padded_colu
   for (int i = threadIdx.x; i < padded_rows * quads; i += blockDim.x) {
     const int row = i / quads, column = 4 * (i - row * quads);
     const bool inside = row < rows && column < columns;
-    const float4 v = inside ? __ldg(reinterpret_cast<const float4*>(from + row * columns + column)) : float4{};
+    const float4 v =
+        inside ? __ldg(reinterpret_cast<const float4*>(from + row * columns + column)) : float4{};
     *reinterpret_cast<uint2*>(to + row * stride + column) = {pack(v.x, v.y), pack(v.z, v.w)};
   }
 }
@@ -189,15 +209,15 @@ __device__ __forceinline__ void backward_step(const uint32_t (&a)[4], Weights we
 
 // sum += G^T H over points begin .. end: 16 columns of G by 32 columns of H, both [point, unit] in shared
 // memory, rows `g_stride` and `h_stride` apart.
-__device__ __forceinline__ void outer(const half* g_at, int g_stride, const half* h_at, int h_stride,
-                                      int begin, int end, float (&sum)[4][4]) {
-  g_at += corner(1, g_stride), h_at += corner(0, h_stride);
+__device__ __forceinline__ void outer(Place g, int g_stride, Place h, int h_stride, int begin, int end,
+                                      float (&sum)[4][4]) {
+  g += corner(1, g_stride) + 2 * begin * g_stride, h += corner(0, h_stride) + 2 * begin * h_stride;
 #pragma unroll 2
-  for (int p = begin; p < end; p += 16) {
+  for (int p = begin; p < end; p += 16, g += 32 * g_stride, h += 32 * h_stride) {
     uint32_t a[4], near[4], far[4];
-    load_turned(g_at + p * g_stride, a);
-    load_turned(h_at + p * h_stride, near);
-    load_turned(h_at + p * h_stride + 16, far);
+    load_turned(g, a);
+    load_turned(h, near);
+    load_turned(h + 32, far);
     mma(sum[0], a, near[0], near[1]), mma(sum[1], a, near[2], near[3]);
     mma(sum[2], a, far[0], far[1]), mma(sum[3], a, far[2], far[3]);
   }
