@@ -8,6 +8,7 @@ feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,8 +63,17 @@ class PixelSource:
 
         counter: [2] int64 on this device, (seed, step): equal counters give equal pixels on every device.
         """
+        from raymarch.ops.fused import draw_truth
         from raymarch.ops.pixels import draw_pixels, gather_pixels
 
+        if self.depth is None:
+            maps: dict[str, Any] = {}
+            if self.features is not None:
+                maps = {"maps": self.features, "map_starts": self.map_starts, "map_size": self.map_sizes}
+                maps["mode"] = self.feature_mode
+            where = (counter, self.starts, self.widths, self.images, self.channels, count, self.cameras.size)
+            camera, xy, rgb, feature = draw_truth(*where, self.valid, stream=stream, **maps)
+            return Pixels(camera, xy, rgb, feature)
         camera, xy, index = draw_pixels(counter, self.starts, self.widths, count, stream, self.valid)
         rgb = gather_pixels(self.images, index, self.channels)
         depth = None if self.depth is None else self.depth.index_select(0, index)
