@@ -1,0 +1,375 @@
+"""A photo against a fixed field, for many poses at once: colours, their derivatives, Levenberg-Marquardt.
+
+Every pose of a batch looks at the same cells of one photo, so K poses and N cells are one batch of K N rays. A
+ray's colour depends on its own origin and direction alone; one backward pass per colour channel therefore
+gives the derivative of every ray at once, and with it the whole Jacobian. Rendering and photo are blurred
+alike, the Jacobian with them, which widens the basin. What differs between photo and rendering by a gain and
+an offset per channel (exposure) is fitted and projected out. Nothing in an iteration waits for the device.
+
+Letters: K poses, N cells = rows x columns. A pose moves by xi = (v, w): centre + v, axes exp(w) R; both along
+the scene's axes (`compose="world"`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raymarch.model import Model
+from raymarch.model.poses import compose
+from raymarch.model.rays import generate
+from raymarch.ops.pose import pose
+from raymarch.types import Cameras, Pixels
+
+RIDGE = 0.25  # of the photo's variance: how strongly a gain is held at 1
+LEAST_GAIN = 0.3  # below, a rendering would be explained by making it flat
+LONGEST_STEP = 0.15  # radians, and parts of the scene's size, in one iteration
+EASIER, HARDER = 0.3, 4.0  # what success and failure do to the damping (Levenberg-Marquardt)
+DAMPING = (1e-6, 1e-2, 1e6)  # least, first, most
+CHUNK = 1 << 17  # rays in flight where nothing is differentiated
+
+
+@dataclass(frozen=True)
+class View:
+    """One photo as a grid of cells, on the device."""
+
+    xy: Tensor  # [N, 2] where the cells' centres lie, in the camera's pixels
+    target: Tensor  # [rows, columns, 3] colour there, 0..1
+    rows: int
+    columns: int
+
+
+def grid_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """Columns and rows of a grid whose longer side has `side` cells, no more than there are pixels."""
+    scale = min(side / max(width, height), 1.0)
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def make_view(photo: Tensor, side: int, photo_side: int) -> View:
+    """A photo [h, w, 3] as cells: averaged down to `photo_side` pixels, then read at the cells' centres."""
+    height, width = photo.shape[:2]
+    columns, rows = grid_size(width, height, side)
+    fine = grid_size(width, height, max(photo_side, side))
+    image = F.adaptive_avg_pool2d(photo.permute(2, 0, 1)[None], (fine[1], fine[0]))
+    if fine != (columns, rows):
+        across = (torch.arange(columns, device=photo.device) + 0.5) / columns * 2 - 1
+        down = (torch.arange(rows, device=photo.device) + 0.5) / rows * 2 - 1
+        y, x = torch.meshgrid(down, across, indexing="ij")
+        places = torch.stack([x, y], -1)[None]
+        image = F.grid_sample(image, places, mode="bilinear", padding_mode="border", align_corners=False)
+    x = (torch.arange(columns, device=photo.device) + 0.5) * (width / columns)
+    y = (torch.arange(rows, device=photo.device) + 0.5) * (height / rows)
+    xy = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2).contiguous()
+    return View(xy, image[0].permute(1, 2, 0).contiguous(), rows, columns)
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """No parameter asks for a gradient: backward passes go to the rays and nowhere else."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    training = model.training
+    model.eval()
+    for p, _ in before:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, wanted in before:
+            p.requires_grad_(wanted)
+        model.train(training)
+
+
+def blur_matrix(count: int, sigma: float, device: torch.device) -> Tensor:
+    """A Gaussian blur of `count` cells as a matrix [count, count] whose rows sum to one, borders included."""
+    place = torch.arange(count, device=device, dtype=torch.float32)
+    if sigma <= 0:
+        return torch.eye(count, device=device)
+    weights = torch.exp(-0.5 * ((place[:, None] - place[None]) / sigma).square())
+    return weights / weights.sum(1, keepdim=True)
+
+
+def copies(camera: Cameras, poses: Tensor) -> Cameras:
+    """The one camera at each of the poses [K, 3, 4]."""
+    count = len(poses)
+    return Cameras(
+        poses,
+        camera.intrinsics.expand(count, -1).contiguous(),
+        camera.distortion.expand(count, -1).contiguous(),
+        camera.lens.expand(count).contiguous(),
+        camera.size.expand(count, -1).contiguous(),
+    )
+
+
+def pixels_of(xy: Tensor, poses: int) -> Pixels:
+    camera = torch.arange(poses, device=xy.device).repeat_interleave(len(xy))
+    return Pixels(camera, xy.repeat(poses, 1))
+
+
+def colours(model: Model, rays) -> Tensor:
+    """What rays see, [R, 3], with a graph to their origins and directions where those ask for one."""
+    samples, _ = model.sampler(rays, list(model.fields.proposals), update=False)
+    field = model.fields(rays, samples, frozenset({"rgb"}), False)
+    found = model.renderer(rays, samples, field).rgb
+    assert found is not None
+    return found
+
+
+@torch.no_grad()
+def look(model: Model, camera: Cameras, poses: Tensor, view: View) -> Tensor:
+    """The cells as seen from every pose, [K, rows, columns, 3]; in chunks, without derivatives."""
+    per = max(1, CHUNK // len(view.xy))
+    parts = []
+    for some in poses.split(per):
+        rays = generate(pixels_of(view.xy, len(some)), copies(camera, some), None, model.config.rays, False)
+        parts.append(colours(model, rays).view(-1, view.rows, view.columns, 3))
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Rendering against photo for K poses: residuals [K, N, 3], their weights, and what they cost [K]."""
+
+    residual: Tensor
+    weight: Tensor
+    gain: Tensor  # [K, 1, 3]
+    seen: Tensor  # [K, N, 3] the blurred rendering
+    cost: Tensor  # [K]
+    explained: Tensor  # [K] share of the photo's variance, at most 1
+
+
+def compare(seen: Tensor, target: Tensor, scale: float) -> Fit:
+    """Fit gain and offset per channel, robustly: seen [K, N, 3] against target [N, 3].
+
+    The loss is 2 s^2 (sqrt(1 + (r / s)^2) - 1), quadratic for residuals below `scale` and linear above.
+    """
+    variance = (target - target.mean(0)).square().mean(0)
+    weight = torch.ones_like(seen)
+    for _ in range(2):
+        total = weight.sum(1, keepdim=True)
+        mean = (weight * seen).sum(1, keepdim=True) / total
+        mean_target = (weight * target).sum(1, keepdim=True) / total
+        off, off_target = seen - mean, target - mean_target
+        ridge = RIDGE * variance + 1e-8
+        both = (weight * off * off_target).sum(1, keepdim=True) / total
+        own = (weight * off * off).sum(1, keepdim=True) / total
+        gain = ((both + ridge) / (own + ridge)).clamp_min(LEAST_GAIN)
+        residual = gain * off - off_target
+        root = (1 + (residual / scale).square()).sqrt()
+        weight = 1 / root
+    cost = 2 * scale**2 * (root - 1).mean((1, 2))
+    explained = 1 - residual.square().mean((1, 2)) / (variance.mean() + 1e-12)
+    return Fit(residual, weight, gain, seen, cost, explained)
+
+
+def project(jacobian: Tensor, fit: Fit) -> Tensor:
+    """The part of d seen / d xi [K, N, 3, 6] that neither gain nor offset explains, times the gain."""
+    weight, seen = fit.weight, fit.seen
+    total = weight.sum(1, keepdim=True)
+    off = seen - (weight * seen).sum(1, keepdim=True) / total
+    j = jacobian - (weight[..., None] * jacobian).sum(1, keepdim=True) / total[..., None]
+    share = ((weight * off)[..., None] * j).sum(1, keepdim=True)
+    share = share / ((weight * off * off).sum(1, keepdim=True)[..., None] + 1e-8)
+    return fit.gain[..., None] * (j - off[..., None] * share)
+
+
+def solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """matrix^-1 right for [K, n, n] positive definite and [K, n, m]; Gauss-Jordan, n steps, no host."""
+    rows = torch.cat([matrix, right], -1)
+    count = matrix.shape[-1]
+    for i in range(count):
+        pivot = rows[:, i : i + 1] / rows[:, i : i + 1, i : i + 1].clamp_min(1e-30)
+        below = rows - rows[:, :, i : i + 1] * pivot
+        rows = torch.cat([below[:, :i], pivot, below[:, i + 1 :]], 1)
+    return rows[..., count:]
+
+
+class Aligner:
+    """Moves K poses of one camera towards a photo. Buffers are fixed, so that a CUDA graph can hold a step."""
+
+    def __init__(
+        self,
+        model: Model,
+        shape: tuple[int, int],
+        poses: int,
+        blur: float,
+        scale: float,
+        size: float,
+        device: torch.device,
+        graph: bool,
+    ):
+        self.model, self.scale, self.device = model, scale, device
+        self.rows, self.columns = shape
+        self.wants_graph = graph and device.type == "cuda"
+        cells = self.rows * self.columns
+        self.down, self.across = (blur_matrix(n, blur, device) for n in shape)
+        self.target = torch.zeros(cells, 3, device=device)
+        self.pixels = pixels_of(torch.zeros(cells, 2, device=device), poses)
+        zeros = torch.zeros(poses, device=device)
+        self.cameras = Cameras(
+            torch.zeros(poses, 3, 4, device=device),  # the poses being tried
+            torch.zeros(poses, 4, device=device),
+            torch.zeros(poses, 12, device=device),
+            torch.zeros(poses, dtype=torch.int64, device=device),
+            torch.ones(poses, 2, dtype=torch.int64, device=device),
+        )
+        self.poses = torch.zeros(poses, 3, 4, device=device)  # the best so far, and what is known there
+        self.cost, self.damping, self.explained = zeros.clone(), zeros.clone(), zeros.clone()
+        self.spread = zeros.clone()  # root mean square of the residuals
+        self.hessian = torch.zeros(poses, 6, 6, dtype=torch.float64, device=device)
+        self.slope = torch.zeros(poses, 6, dtype=torch.float64, device=device)
+        self.units = torch.tensor([1 / size, 1.0], dtype=torch.float64, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def blurred(self, image: Tensor) -> Tensor:
+        """[K, N, ...] -> the same, every channel blurred over the grid."""
+        flat = image.reshape(len(image), self.rows, -1)
+        flat = (self.down @ flat).view(len(image), self.rows, self.columns, -1)
+        return (self.across @ flat).view(image.shape)
+
+    def seen(self, camera: Cameras, poses: Tensor, view: View) -> Tensor:
+        """Blurred renderings [K, N, 3] of any number of poses, without derivatives."""
+        return self.blurred(look(self.model, camera, poses, view).flatten(1, 2))
+
+    def load(self, camera: Cameras, view: View, poses: Tensor) -> None:
+        """Begin with another photo, camera and poses."""
+        many = copies(camera, poses)
+        for name in ("camera_to_worlds", "intrinsics", "distortion", "lens", "size"):
+            getattr(self.cameras, name).copy_(getattr(many, name))
+        self.pixels.xy.copy_(view.xy.repeat(len(poses), 1))
+        self.target.copy_(self.blurred(view.target.view(1, -1, 3))[0])
+        self.poses.copy_(poses)
+        self.cost.fill_(torch.inf)
+        self.damping.fill_(DAMPING[1])
+
+    def linearise(self) -> tuple[Tensor, Tensor]:
+        """Blurred colours [K, N, 3] at the poses being tried, and their derivative [K, N, 3, 6]."""
+        with torch.no_grad():
+            rays = generate(self.pixels, self.cameras, None, self.model.config.rays, False)
+        origins, directions = rays.origins.requires_grad_(), rays.directions.requires_grad_()
+        with torch.enable_grad():
+            rgb = colours(self.model, rays)
+            parts = []
+            for channel in range(3):
+                seed = torch.zeros_like(rgb)
+                seed[:, channel] = 1
+                slopes = torch.autograd.grad(rgb, (origins, directions), seed, retain_graph=channel < 2)
+                parts.append(self._of_pose(rays, *slopes))
+        count = len(self.poses)
+        jacobian = torch.stack(parts, 1).view(count, -1, 3, 6)
+        return self.blurred(rgb.detach().view(count, -1, 3)), self.blurred(jacobian)
+
+    def _of_pose(self, rays, to_origin: Tensor, to_direction: Tensor) -> Tensor:
+        """d colour / d xi [R, 6] of rays whose colour changes so with origin and direction.
+
+        w turns a direction d by w x d and an eye at c + e by w x e; g . (w x d) = w . (d x g).
+        """
+        centre = self.cameras.camera_to_worlds[..., 3].index_select(0, rays.camera)
+        arm = torch.linalg.cross(rays.origins.detach() - centre, to_origin)
+        turn = torch.linalg.cross(rays.directions.detach(), to_direction) + arm
+        return torch.cat([to_origin, turn], -1)
+
+    def normal_equations(self, jacobian: Tensor, fit: Fit) -> tuple[Tensor, Tensor]:
+        """J^T W J [K, 6, 6] and J^T W r [K, 6], means over cells and channels, in float64."""
+        j = project(jacobian, fit).flatten(1, 2)
+        weighted = j * fit.weight.flatten(1)[..., None]
+        count = j.shape[1]
+        hessian = (weighted.transpose(1, 2) @ j) / count
+        slope = (weighted * fit.residual.flatten(1)[..., None]).sum(1) / count
+        return hessian.double(), slope.double()
+
+    def _damped(self, damping: Tensor) -> Tensor:
+        diagonal = self.hessian.diagonal(dim1=1, dim2=2)
+        floor = 1e-6 * diagonal.amax(1, keepdim=True) + 1e-12
+        return self.hessian + torch.diag_embed(damping[:, None] * diagonal + floor)
+
+    def step(self) -> None:
+        """Judge the poses being tried, keep those that are better, and try the next. Waits for nothing."""
+        seen, jacobian = self.linearise()
+        with torch.no_grad():
+            fit = compare(seen, self.target, self.scale)
+            hessian, slope = self.normal_equations(jacobian, fit)
+            better = fit.cost < self.cost
+            spread = fit.residual.square().mean((1, 2)).sqrt()
+            for kept, new in (
+                (self.poses, self.cameras.camera_to_worlds),
+                (self.cost, fit.cost),
+                (self.explained, fit.explained),
+                (self.spread, spread),
+                (self.hessian, hessian),
+                (self.slope, slope),
+            ):
+                kept.copy_(torch.where(better.view(-1, *[1] * (kept.ndim - 1)), new, kept))
+            self.damping.mul_(torch.where(better, EASIER, HARDER)).clamp_(DAMPING[0], DAMPING[2])
+            self.cameras.camera_to_worlds.copy_(self._moved(self.damping.double()))
+
+    def _moved(self, damping: Tensor) -> Tensor:
+        """The best poses after one damped step, no longer than LONGEST_STEP."""
+        xi = self.newton_step(damping)
+        lengths = (xi.view(-1, 2, 3).norm(dim=-1) * self.units).amax(1, keepdim=True)
+        xi = xi * (LONGEST_STEP / lengths.clamp_min(LONGEST_STEP))
+        return compose(self.poses, pose(xi.float()), "world")
+
+    def newton_step(self, damping: Tensor) -> Tensor:
+        """Where the model of the best poses says that they should move, [K, 6]."""
+        return -solve(self._damped(damping), self.slope[..., None])[..., 0]
+
+    def run(self, steps: int) -> None:
+        """Judge the poses as loaded and after each of `steps` steps."""
+        if self.wants_graph:
+            self._run_graph(steps + 1)
+            return
+        for _ in range(steps + 1):
+            self.step()
+
+    def _run_graph(self, count: int) -> None:
+        """The first steps run as they are, which loads kernels; one more is captured, and replayed after."""
+        if self._graph is None:
+            side = torch.cuda.Stream(self.device)
+            side.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(side):
+                for _ in range(min(2, count)):
+                    self.step()
+            torch.cuda.current_stream(self.device).wait_stream(side)
+            torch.cuda.synchronize(self.device)
+            count -= min(2, count)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=side):
+                self.step()
+            self._graph = graph
+        for _ in range(count):
+            self._graph.replay()
+
+    def sandwich(self, blocks: int = 5) -> Tensor:
+        """Covariance [K, 6, 6] of xi at the best poses (scene units and radians), float64.
+
+        H^-1 (sum_b s_b s_b^T) H^-1, with H the Gauss-Newton matrix and s_b the slope that one of blocks x
+        blocks squares of the photo contributes: residuals within a square may be correlated in any way, those
+        of different squares are taken for independent (Liang and Zeger 1986), with the usual correction for
+        few squares. Errors of the field that bend the whole picture are beyond it.
+        """
+        self.cameras.camera_to_worlds.copy_(self.poses)
+        seen, jacobian = self.linearise()
+        with torch.no_grad():
+            fit = compare(seen, self.target, self.scale)
+            j = project(jacobian, fit)
+            count = j.shape[1] * j.shape[2]
+            slopes = (j * (fit.weight * fit.residual)[..., None]).sum(2) / count  # [K, N, 6]
+            row = torch.arange(self.rows, device=self.device) * blocks // self.rows
+            column = torch.arange(self.columns, device=self.device) * blocks // self.columns
+            square = (row[:, None] * blocks + column[None]).flatten()
+            member = F.one_hot(square, blocks * blocks).float()
+            sums = torch.einsum("nb,kni->kbi", member, slopes).double()
+            inverse = solve(
+                self._damped(torch.zeros_like(self.damping).double()), _eye(len(sums), self.device)
+            )
+            few = blocks**2 / (blocks**2 - 6)
+            return few * (inverse @ (sums.transpose(1, 2) @ sums) @ inverse)
+
+
+def _eye(count: int, device: torch.device) -> Tensor:
+    return torch.eye(6, dtype=torch.float64, device=device).expand(count, 6, 6)
