@@ -1,7 +1,7 @@
 """A photo against a fixed field, for many poses at once: colours, their derivatives, Levenberg-Marquardt.
 
-Every pose of a batch looks at the same cells of one photo, so K poses and N cells are one batch of K N rays. A
-ray's colour depends on its own origin and direction alone; one backward pass per colour channel therefore
+Every pose of a batch looks at the same cells of one photo, so K poses and N cells are one batch of K N rays.
+A ray's colour depends on its own origin and direction alone; one backward pass per colour channel therefore
 gives the derivative of every ray at once, and with it the whole Jacobian. Rendering and photo are blurred
 alike, the Jacobian with them, which widens the basin. What differs between photo and rendering by a gain and
 an offset per channel (exposure) is fitted and projected out. Nothing in an iteration waits for the device.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,48 +23,14 @@ from raymarch.model import Model
 from raymarch.model.poses import compose
 from raymarch.model.rays import generate
 from raymarch.ops.pose import pose
+from raymarch.train.photos import View
+from raymarch.train.residuals import Fit, blur_matrix, compare, project, solve
 from raymarch.types import Cameras, Pixels
 
-RIDGE = 0.25  # of the photo's variance: how strongly a gain is held at 1
-LEAST_GAIN = 0.3  # below, a rendering would be explained by making it flat
 LONGEST_STEP = 0.15  # radians, and parts of the scene's size, in one iteration
 EASIER, HARDER = 0.3, 4.0  # what success and failure do to the damping (Levenberg-Marquardt)
 DAMPING = (1e-6, 1e-2, 1e6)  # least, first, most
 CHUNK = 1 << 17  # rays in flight where nothing is differentiated
-
-
-@dataclass(frozen=True)
-class View:
-    """One photo as a grid of cells, on the device."""
-
-    xy: Tensor  # [N, 2] where the cells' centres lie, in the camera's pixels
-    target: Tensor  # [rows, columns, 3] colour there, 0..1
-    rows: int
-    columns: int
-
-
-def grid_size(width: int, height: int, side: int) -> tuple[int, int]:
-    """Columns and rows of a grid whose longer side has `side` cells, no more than there are pixels."""
-    scale = min(side / max(width, height), 1.0)
-    return max(round(width * scale), 1), max(round(height * scale), 1)
-
-
-def make_view(photo: Tensor, side: int, photo_side: int) -> View:
-    """A photo [h, w, 3] as cells: averaged down to `photo_side` pixels, then read at the cells' centres."""
-    height, width = photo.shape[:2]
-    columns, rows = grid_size(width, height, side)
-    fine = grid_size(width, height, max(photo_side, side))
-    image = F.adaptive_avg_pool2d(photo.permute(2, 0, 1)[None], (fine[1], fine[0]))
-    if fine != (columns, rows):
-        across = (torch.arange(columns, device=photo.device) + 0.5) / columns * 2 - 1
-        down = (torch.arange(rows, device=photo.device) + 0.5) / rows * 2 - 1
-        y, x = torch.meshgrid(down, across, indexing="ij")
-        places = torch.stack([x, y], -1)[None]
-        image = F.grid_sample(image, places, mode="bilinear", padding_mode="border", align_corners=False)
-    x = (torch.arange(columns, device=photo.device) + 0.5) * (width / columns)
-    y = (torch.arange(rows, device=photo.device) + 0.5) * (height / rows)
-    xy = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2).contiguous()
-    return View(xy, image[0].permute(1, 2, 0).contiguous(), rows, columns)
 
 
 @contextmanager
@@ -82,15 +47,6 @@ def frozen(model: Model) -> Iterator[None]:
         for p, wanted in before:
             p.requires_grad_(wanted)
         model.train(training)
-
-
-def blur_matrix(count: int, sigma: float, device: torch.device) -> Tensor:
-    """A Gaussian blur of `count` cells as a matrix [count, count] whose rows sum to one, borders included."""
-    place = torch.arange(count, device=device, dtype=torch.float32)
-    if sigma <= 0:
-        return torch.eye(count, device=device)
-    weights = torch.exp(-0.5 * ((place[:, None] - place[None]) / sigma).square())
-    return weights / weights.sum(1, keepdim=True)
 
 
 def copies(camera: Cameras, poses: Tensor) -> Cameras:
@@ -130,66 +86,8 @@ def look(model: Model, camera: Cameras, poses: Tensor, view: View) -> Tensor:
     return torch.cat(parts)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Rendering against photo for K poses: residuals [K, N, 3], their weights, and what they cost [K]."""
-
-    residual: Tensor
-    weight: Tensor
-    gain: Tensor  # [K, 1, 3]
-    seen: Tensor  # [K, N, 3] the blurred rendering
-    cost: Tensor  # [K]
-    explained: Tensor  # [K] share of the photo's variance, at most 1
-
-
-def compare(seen: Tensor, target: Tensor, scale: float) -> Fit:
-    """Fit gain and offset per channel, robustly: seen [K, N, 3] against target [N, 3].
-
-    The loss is 2 s^2 (sqrt(1 + (r / s)^2) - 1), quadratic for residuals below `scale` and linear above.
-    """
-    variance = (target - target.mean(0)).square().mean(0)
-    weight = torch.ones_like(seen)
-    for _ in range(2):
-        total = weight.sum(1, keepdim=True)
-        mean = (weight * seen).sum(1, keepdim=True) / total
-        mean_target = (weight * target).sum(1, keepdim=True) / total
-        off, off_target = seen - mean, target - mean_target
-        ridge = RIDGE * variance + 1e-8
-        both = (weight * off * off_target).sum(1, keepdim=True) / total
-        own = (weight * off * off).sum(1, keepdim=True) / total
-        gain = ((both + ridge) / (own + ridge)).clamp_min(LEAST_GAIN)
-        residual = gain * off - off_target
-        root = (1 + (residual / scale).square()).sqrt()
-        weight = 1 / root
-    cost = 2 * scale**2 * (root - 1).mean((1, 2))
-    explained = 1 - residual.square().mean((1, 2)) / (variance.mean() + 1e-12)
-    return Fit(residual, weight, gain, seen, cost, explained)
-
-
-def project(jacobian: Tensor, fit: Fit) -> Tensor:
-    """The part of d seen / d xi [K, N, 3, 6] that neither gain nor offset explains, times the gain."""
-    weight, seen = fit.weight, fit.seen
-    total = weight.sum(1, keepdim=True)
-    off = seen - (weight * seen).sum(1, keepdim=True) / total
-    j = jacobian - (weight[..., None] * jacobian).sum(1, keepdim=True) / total[..., None]
-    share = ((weight * off)[..., None] * j).sum(1, keepdim=True)
-    share = share / ((weight * off * off).sum(1, keepdim=True)[..., None] + 1e-8)
-    return fit.gain[..., None] * (j - off[..., None] * share)
-
-
-def solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """matrix^-1 right for [K, n, n] positive definite and [K, n, m]; Gauss-Jordan, n steps, no host."""
-    rows = torch.cat([matrix, right], -1)
-    count = matrix.shape[-1]
-    for i in range(count):
-        pivot = rows[:, i : i + 1] / rows[:, i : i + 1, i : i + 1].clamp_min(1e-30)
-        below = rows - rows[:, :, i : i + 1] * pivot
-        rows = torch.cat([below[:, :i], pivot, below[:, i + 1 :]], 1)
-    return rows[..., count:]
-
-
 class Aligner:
-    """Moves K poses of one camera towards a photo. Buffers are fixed, so that a CUDA graph can hold a step."""
+    """Moves K poses of one camera towards a photo. Its buffers stay, so that a CUDA graph can hold a step."""
 
     def __init__(
         self,
