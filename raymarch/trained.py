@@ -13,6 +13,7 @@ from raymarch.features.query import similarity
 from raymarch.model import HEADS
 from raymarch.train.evaluate import render_image
 from raymarch.train.localize import Localisation, LocalizeConfig, Localizer
+from raymarch.train.refined import RefinedPoses, refined_poses
 from raymarch.train.runs import OpenRun, subset
 from raymarch.types import Cameras
 
@@ -90,6 +91,10 @@ class TrainedScene(OpenRun):
         """
         features = self.render(camera, ("rgb", "feature"))["feature"]
         return similarity(features, positives, negatives)
+
+    def poses(self) -> RefinedPoses:
+        """The training cameras before and after refinement, with corrections in degrees and world units."""
+        return refined_poses(self)
 
     def localize(
         self,
