@@ -184,7 +184,7 @@ def test_steps_never_make_a_pose_worse(scene, truth):
 
 def test_gain_and_offset_are_projected_out():
     seen = torch.rand(2, 50, 3)
-    fit = compare(seen, 0.9 * seen[0] + 0.05, 0.1)
+    fit = compare(seen, 0.9 * seen[0] + 0.05, torch.ones(50), 0.1)
     assert fit.cost[0] < 1e-4 < fit.cost[1] and fit.explained[0] > 0.98
     flat = torch.ones(2, 50, 3, 1)
     blind = torch.cat([flat, 2 * seen[..., None], torch.rand(2, 50, 3, 4)], -1)

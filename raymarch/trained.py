@@ -103,6 +103,7 @@ class TrainedScene(OpenRun):
         init: Any = None,
         config: LocalizeConfig | None = None,
         overlay: bool = True,
+        keep: Tensor | None = None,
     ) -> Localisation:
         """Where a photo was taken from, against the fields as they are.
 
@@ -110,6 +111,7 @@ class TrainedScene(OpenRun):
         (its pose is not read), (fx, fy, cx, cy) in pixels, or None for the lens that all training photos
         share. init: None or "all" (every training view), "train:K", "test:K", or camera-to-world poses in
         world units, [3, 4], [4, 4], [S, 3, 4] or [S, 4, 4] (OpenGL axes). `overlay` also renders the result.
+        keep: [h, w] bool, the pixels to use (default: all).
 
         The search covers `config.spread_degrees` and `config.spread` (of the scene's size) around every
         start. Raises LocalizeError for a photo, camera or start that cannot be used.
@@ -117,7 +119,7 @@ class TrainedScene(OpenRun):
         config = config or LocalizeConfig()
         if self._localizer is None or self._localizer.config != config:
             self._localizer = Localizer(self, config)
-        return self._localizer(image, camera, init, overlay)
+        return self._localizer(image, camera, init, overlay, keep)
 
 
 def _on(camera: Cameras, device: torch.device) -> Cameras:

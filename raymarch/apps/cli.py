@@ -128,7 +128,7 @@ def eval(
         data: Scene folder, if it has moved.
         images: Also write the renderings.
         poses: Of held-out photos: none (as given), align (moved as the training poses went together), refine
-            (each half of a photo rendered from the pose that fits the other half).
+            (each half of a photo's pixels rendered from the pose that fits the other half).
         device: Where to run.
     """
     from raymarch.apps.evaluation import evaluate_run

@@ -24,8 +24,8 @@ def tell_poses(run: Path, out: Path | None, device: str) -> Iterator[str]:
         )
     yield (
         f"all together: {found.drift['degrees']:.4f} degrees, scale {found.drift['scale']:.6g}, "
-        f"centre moved by {found.drift['centre_moved']:.3g} world units; mode {found.mode}, adjustments in the "
-        f"{found.compose} frame"
+        f"centre moved by {found.drift['centre_moved']:.3g} world units; mode {found.mode}, adjustments in "
+        f"the {found.compose} frame"
     )
     file = out or run / "poses.json"
     file.write_text(json.dumps({"drift": found.drift, "cameras": rows}, indent=1) + "\n")

@@ -66,7 +66,7 @@ def pose_sections(run: OpenRun, poses: RefinedPoses) -> list[Section]:
     far = ", ".join(poses.names[i] for i in poses.outliers)
     note = (
         f"All cameras together drifted by {poses.drift['degrees']:.3g} degrees, a scale of "
-        f"{poses.drift['scale']:.6g} and {poses.drift['centre_moved']:.3g} world units, which no picture shows."
+        f"{poses.drift['scale']:.6g} and {poses.drift['centre_moved']:.3g} world units; pictures cannot tell."
         + (f" Corrected far more than the others: {far}." if far else "")
     )
     head = ("camera", "degrees", "world units", "degrees without drift", "world units without drift", "")

@@ -19,27 +19,28 @@ from raymarch.train.evaluate import IMAGE_HEADS, PROTOCOL, ImageMetrics, over_ba
 from raymarch.train.localize import Level, LocalizeConfig, Localizer
 from raymarch.train.metrics import psnr, ssim, ssim_protocol
 from raymarch.train.runs import OpenRun, subset
-from raymarch.types import LENSES, Cameras
+from raymarch.types import Cameras
 
 POSES = ("none", "align", "refine")
 REFINE = LocalizeConfig(
     rounds=0, levels=(Level(96, 96, 1.0, 1, 8), Level(192, 384, 0.7, 1, 8), Level(256, 1024, 0.5, 1, 10))
 )
-CUTTABLE = ("perspective", "fisheye", "fisheye624")  # half of whose photo is a photo of the same lens
+BOARD = 8  # squares along each side of a photo, light and dark
 _REST = "mean appearance code, PSNR with data range 1 averaged over images; " + ssim_protocol()
 PROTOCOLS = {
     "none": PROTOCOL,
     "align": "held-out photos at the size given, poses moved by the similarity that takes the training poses "
     "as given to the refined ones (centres and rotations, least squares), " + _REST,
-    "refine": "held-out photos at the size given, poses first aligned as by `align`; then the right half of "
-    "each photo is rendered from the pose that fits its left half best, and the left half from the pose that "
-    "fits the right one, fields fixed: no pixel is judged that its pose was fitted to; " + _REST,
+    "refine": "held-out photos at the size given, poses first aligned as by `align`; then the dark squares of "
+    "an 8 x 8 board over each photo are rendered from the pose that fits the light squares best, and the light "
+    "ones from the pose that fits the dark ones, fields fixed: no pixel is judged that its pose was fitted to; "
+    + _REST,
 }
 
 
 @dataclass(frozen=True)
 class Refined:
-    """What refining one held-out pose did: the mean of its two halves."""
+    """What refining one held-out pose did: the mean of the two poses, one per colour of squares."""
 
     degrees: float
     world_units: float
@@ -69,51 +70,42 @@ def held_out_cameras(run: OpenRun, poses: str) -> Cameras:
     return run.test_cameras() if poses == "none" else aligned_cameras(run)
 
 
-def cut(camera: Cameras, left: int, right: int) -> Cameras:
-    """The camera of the columns left .. right of its photo."""
-    shift = torch.tensor([0.0, 0.0, left, 0.0], device=camera.intrinsics.device)
-    size = camera.size.clone()
-    size[:, 0] = right - left
-    return replace(camera, intrinsics=camera.intrinsics - shift, size=size)
+def chequered(height: int, width: int, device: torch.device) -> Tensor:
+    """[h, w] bool: the dark squares of a board of BOARD x BOARD squares."""
+    row = torch.arange(height, device=device) * BOARD // height
+    column = torch.arange(width, device=device) * BOARD // width
+    return (row[:, None] + column[None]) % 2 == 0
 
 
 def evaluate_refined(
     run: OpenRun, images: list[Tensor], names: list[str], background: str = "black"
 ) -> Iterator[tuple[ImageMetrics, dict[str, Tensor], Refined]]:
-    """Metrics, rendering and correction of each held-out photo, by the protocol PROTOCOLS["refine"].
-
-    ValueError for a lens whose photo cannot be cut in two.
-    """
+    """Metrics, rendering and correction of each held-out photo, by the protocol PROTOCOLS["refine"]."""
     cameras = aligned_cameras(run)
     localizer = Localizer(run, REFINE)
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
-        camera = subset(cameras, (i,), run.device)
-        lens = LENSES[int(camera.lens[0])]
-        if lens not in CUTTABLE or image.shape[1] < 2:
-            raise ValueError(
-                f"{name}: poses 'refine' needs a photo that can be cut in two, got {lens}; use align"
-            )
         truth = over_background(image.to(run.device), background)
-        frame, refined = _swapped(localizer, camera, truth)
+        frame, refined = _swapped(localizer, subset(cameras, (i,), run.device), truth)
         row = ImageMetrics(name, float(psnr(frame["rgb"], truth)), float(ssim(frame["rgb"], truth)))
         yield row, frame, refined
 
 
 def _swapped(localizer: Localizer, camera: Cameras, truth: Tensor) -> tuple[dict[str, Tensor], Refined]:
-    """Each half of the photo, rendered from the pose that was found on the other half."""
-    run, width = localizer.run, truth.shape[1]
-    middle = width // 2
+    """The dark squares of the photo from the pose that was found on the light ones, and the other way."""
+    run = localizer.run
+    dark = chequered(*truth.shape[:2], run.device)
     start = run.world_from_scene.apply_poses(camera.camera_to_worlds.cpu().double())
-    halves, degrees, moved, good = [], 0.0, 0.0, 0
-    for own, other in (((middle, width), (0, middle)), ((0, middle), (middle, width))):
-        found = localizer(truth[:, slice(*own)], cut(camera, *own), start, overlay=False)
-        pose = found.camera.camera_to_worlds if found.converged else camera.camera_to_worlds
-        good += found.converged
+    frames, degrees, moved, good = [], 0.0, 0.0, 0
+    for squares in (~dark, dark):
+        found = localizer(truth, camera, start, overlay=False, keep=squares)
+        frames.append(render_image(run.model, found.camera if found.converged else camera, 0, IMAGE_HEADS))
         if found.converged:
             world = found.camera_to_world
+            good += 1
             degrees += math.degrees(float(rotation_angle(start[0, :, :3].T @ world[:, :3]))) / 2
             moved += float((start[0, :, 3] - world[:, 3]).norm()) / 2
-        placed = replace(cut(camera, *other), camera_to_worlds=pose)
-        halves.append(render_image(run.model, placed, 0, IMAGE_HEADS))
-    left, right = halves
-    return {k: torch.cat([left[k], right[k]], 1) for k in left}, Refined(degrees, moved, good)
+    first, second = frames
+    joined = {
+        k: torch.where(dark.view(*dark.shape, *[1] * (v.ndim - 2)), v, second[k]) for k, v in first.items()
+    }
+    return joined, Refined(degrees, moved, good)

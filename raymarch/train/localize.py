@@ -20,8 +20,16 @@ from raymarch.model.poses import compose
 from raymarch.ops.pose import pose
 from raymarch.train.evaluate import render_image
 from raymarch.train.photometric import Aligner, frozen
-from raymarch.train.photos import LocalizeError, View, camera_of, make_view, read_image, shrunk, starts_of
-from raymarch.train.residuals import compare
+from raymarch.train.photos import (
+    LocalizeError,
+    View,
+    camera_of,
+    kept_pixels,
+    make_view,
+    read_image,
+    shrunk,
+    starts_of,
+)
 from raymarch.train.runs import OpenRun
 from raymarch.types import Cameras
 
@@ -95,7 +103,12 @@ class Localizer:
         self._aligners: dict[tuple, Aligner] = {}
 
     def __call__(
-        self, image: Any, camera: Any = None, init: Any = None, overlay: bool = True
+        self,
+        image: Any,
+        camera: Any = None,
+        init: Any = None,
+        overlay: bool = True,
+        keep: Tensor | None = None,
     ) -> Localisation:
         """As `TrainedScene.localize`."""
         began = time.perf_counter()
@@ -103,10 +116,13 @@ class Localizer:
         photo = read_image(image, run.background).to(run.device)
         lens = camera_of(run, camera, (photo.shape[1], photo.shape[0]))
         poses = starts_of(run, init).to(run.device)
+        keep = kept_pixels(keep, photo)
         with frozen(run.model):
-            poses = self._search(photo, lens, poses)
+            poses = self._search(photo, keep, lens, poses)
             for level in self.config.levels:
-                aligner, poses = self._align(photo, lens, poses, level)
+                aligner, poses = self._align(
+                    make_view(photo, level.side, level.photo_side, keep), lens, poses, level
+                )
             covariance = aligner.sandwich()
         best = int(aligner.cost.argmin())
         rigid = _rigid(aligner.poses[best])
@@ -134,17 +150,17 @@ class Localizer:
             )
         return self._aligners[key]
 
-    def _search(self, photo: Tensor, lens: Cameras, starts: Tensor) -> Tensor:
+    def _search(self, photo: Tensor, keep: Tensor | None, lens: Cameras, starts: Tensor) -> Tensor:
         """The most promising poses around the starts, as many as the first level moves; best first."""
         config, first = self.config, self.config.levels[0].starts
         if config.rounds == 0 and len(starts) <= first:
             return starts
-        view = make_view(photo, config.search.side, config.search.photo_side)
+        view = make_view(photo, config.search.side, config.search.photo_side, keep)
         aligner = self._aligner(view, 1, config.search.blur)
-        target = aligner.blurred(view.target.view(1, -1, 3))[0]
+        aligner.look_at(view)
 
         def costs(poses: Tensor) -> Tensor:
-            return compare(aligner.seen(lens, poses, view), target, config.robust).cost
+            return aligner.judge(aligner.seen(lens, poses, view)).cost
 
         random = torch.Generator().manual_seed(config.seed)
         known, cost, spread = starts, costs(starts), 1.0
@@ -164,9 +180,8 @@ class Localizer:
         draws[:, 3:] *= math.radians(config.spread_degrees)
         return compose(poses, pose(draws.to(poses)), "world")
 
-    def _align(self, photo: Tensor, lens: Cameras, poses: Tensor, level: Level) -> tuple[Aligner, Tensor]:
+    def _align(self, view: View, lens: Cameras, poses: Tensor, level: Level) -> tuple[Aligner, Tensor]:
         """Move the first poses on one grid; all of them come back, best first."""
-        view = make_view(photo, level.side, level.photo_side)
         poses = poses[: level.starts]
         aligner = self._aligner(view, len(poses), level.blur)
         aligner.load(lens, view, poses)

@@ -106,6 +106,8 @@ class Aligner:
         cells = self.rows * self.columns
         self.down, self.across = (blur_matrix(n, blur, device) for n in shape)
         self.target = torch.zeros(cells, 3, device=device)
+        self.keep = torch.ones(cells, device=device)
+        self.share = torch.ones(cells, device=device)  # of what a blur gathers, the part that is kept
         self.pixels = pixels_of(torch.zeros(cells, 2, device=device), poses)
         zeros = torch.zeros(poses, device=device)
         self.cameras = Cameras(
@@ -124,10 +126,22 @@ class Aligner:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def blurred(self, image: Tensor) -> Tensor:
-        """[K, N, ...] -> the same, every channel blurred over the grid."""
-        flat = image.reshape(len(image), self.rows, -1)
-        flat = (self.down @ flat).view(len(image), self.rows, self.columns, -1)
-        return (self.across @ flat).view(image.shape)
+        """[K, N, ...] -> the same, every channel blurred over the grid's cells that are kept."""
+        flat = image.flatten(2) * self.keep[:, None]
+        return (self._blurred(flat) / self.share[:, None]).view(image.shape)
+
+    def _blurred(self, image: Tensor) -> Tensor:
+        """[K, N, channels], all cells."""
+        count, cells, channels = image.shape
+        rows = self.down @ image.reshape(count, self.rows, self.columns * channels)
+        return (self.across @ rows.view(count, self.rows, self.columns, channels)).view(image.shape)
+
+    def look_at(self, view: View) -> None:
+        """Compare with this photo from now on."""
+        self.keep.copy_(view.keep)
+        self.share.copy_(self._blurred(view.keep.view(1, -1, 1)).flatten().clamp_min(1e-6))
+        self.pixels.xy.copy_(view.xy.repeat(len(self.poses), 1))
+        self.target.copy_(self.blurred(view.target.view(1, -1, 3))[0])
 
     def seen(self, camera: Cameras, poses: Tensor, view: View) -> Tensor:
         """Blurred renderings [K, N, 3] of any number of poses, without derivatives."""
@@ -138,11 +152,14 @@ class Aligner:
         many = copies(camera, poses)
         for name in ("camera_to_worlds", "intrinsics", "distortion", "lens", "size"):
             getattr(self.cameras, name).copy_(getattr(many, name))
-        self.pixels.xy.copy_(view.xy.repeat(len(poses), 1))
-        self.target.copy_(self.blurred(view.target.view(1, -1, 3))[0])
+        self.look_at(view)
         self.poses.copy_(poses)
         self.cost.fill_(torch.inf)
         self.damping.fill_(DAMPING[1])
+
+    def judge(self, seen: Tensor) -> Fit:
+        """Blurred renderings [K, N, 3] against the photo."""
+        return compare(seen, self.target, self.keep, self.scale)
 
     def linearise(self) -> tuple[Tensor, Tensor]:
         """Blurred colours [K, N, 3] at the poses being tried, and their derivative [K, N, 3, 6]."""
@@ -175,7 +192,7 @@ class Aligner:
         """J^T W J [K, 6, 6] and J^T W r [K, 6], means over cells and channels, in float64."""
         j = project(jacobian, fit).flatten(1, 2)
         weighted = j * fit.weight.flatten(1)[..., None]
-        count = j.shape[1]
+        count = 3 * self.keep.sum()
         hessian = (weighted.transpose(1, 2) @ j) / count
         slope = (weighted * fit.residual.flatten(1)[..., None]).sum(1) / count
         return hessian.double(), slope.double()
@@ -189,15 +206,14 @@ class Aligner:
         """Judge the poses being tried, keep those that are better, and try the next. Waits for nothing."""
         seen, jacobian = self.linearise()
         with torch.no_grad():
-            fit = compare(seen, self.target, self.scale)
+            fit = self.judge(seen)
             hessian, slope = self.normal_equations(jacobian, fit)
             better = fit.cost < self.cost
-            spread = fit.residual.square().mean((1, 2)).sqrt()
             for kept, new in (
                 (self.poses, self.cameras.camera_to_worlds),
                 (self.cost, fit.cost),
                 (self.explained, fit.explained),
-                (self.spread, spread),
+                (self.spread, fit.spread),
                 (self.hessian, hessian),
                 (self.slope, slope),
             ):
@@ -253,9 +269,9 @@ class Aligner:
         self.cameras.camera_to_worlds.copy_(self.poses)
         seen, jacobian = self.linearise()
         with torch.no_grad():
-            fit = compare(seen, self.target, self.scale)
+            fit = self.judge(seen)
             j = project(jacobian, fit)
-            count = j.shape[1] * j.shape[2]
+            count = 3 * self.keep.sum()
             slopes = (j * (fit.weight * fit.residual)[..., None]).sum(2) / count  # [K, N, 6]
             row = torch.arange(self.rows, device=self.device) * blocks // self.rows
             column = torch.arange(self.columns, device=self.device) * blocks // self.columns

@@ -28,6 +28,7 @@ class View:
 
     xy: Tensor  # [N, 2] where the cells' centres lie, in the camera's pixels
     target: Tensor  # [rows, columns, 3] colour there, 0..1
+    keep: Tensor  # [N] 1 for cells to compare, 0 for those to leave out
     rows: int
     columns: int
 
@@ -38,8 +39,11 @@ def grid_size(width: int, height: int, side: int) -> tuple[int, int]:
     return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
-def make_view(photo: Tensor, side: int, photo_side: int) -> View:
-    """A photo [h, w, 3] as cells: averaged down to `photo_side` pixels, then read at the cells' centres."""
+def make_view(photo: Tensor, side: int, photo_side: int, keep: Tensor | None = None) -> View:
+    """A photo [h, w, 3] as cells: averaged down to `photo_side` pixels, then read at the cells' centres.
+
+    keep [h, w] bool: only cells all of whose pixels it keeps are compared.
+    """
     height, width = photo.shape[:2]
     columns, rows = grid_size(width, height, side)
     fine = grid_size(width, height, max(photo_side, side))
@@ -53,7 +57,11 @@ def make_view(photo: Tensor, side: int, photo_side: int) -> View:
     x = (torch.arange(columns, device=photo.device) + 0.5) * (width / columns)
     y = (torch.arange(rows, device=photo.device) + 0.5) * (height / rows)
     xy = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2).contiguous()
-    return View(xy, image[0].permute(1, 2, 0).contiguous(), rows, columns)
+    kept = torch.ones(rows * columns, device=photo.device)
+    if keep is not None:
+        share = F.adaptive_avg_pool2d(keep.float()[None, None], (rows, columns))
+        kept = (share.flatten() > 0.999).float()
+    return View(xy, image[0].permute(1, 2, 0).contiguous(), kept, rows, columns)
 
 
 def shrunk(photo: Tensor, camera: Cameras, side: int) -> tuple[Tensor, Cameras]:
@@ -81,6 +89,21 @@ def read_image(image: Any, background: str = "none") -> Tensor:
     if not bool(image.isfinite().all()) or float(image.min()) < 0 or float(image.max()) > 1:
         raise LocalizeError("localize: image holds numbers outside 0..1 or not finite; scale it to 0..1")
     return over_background(image.float() * 255, background)
+
+
+def kept_pixels(keep: Any, photo: Tensor) -> Tensor | None:
+    """keep [h, w] as bool on the photo's device, or None for all pixels."""
+    if keep is None:
+        return None
+    found = torch.as_tensor(keep)
+    if found.shape != photo.shape[:2] or found.dtype != torch.bool:
+        raise LocalizeError(
+            f"localize: keep is {found.dtype} of shape {list(found.shape)}, expected bool of the photo's "
+            f"{list(photo.shape[:2])}"
+        )
+    if not bool(found.any()):
+        raise LocalizeError("localize: keep leaves out every pixel of the photo")
+    return found.to(photo.device)
 
 
 def camera_of(run: OpenRun, camera: Any, size: tuple[int, int]) -> Cameras:

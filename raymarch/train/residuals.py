@@ -33,17 +33,21 @@ class Fit:
     seen: Tensor  # [K, N, 3] the blurred rendering
     cost: Tensor  # [K]
     explained: Tensor  # [K] share of the photo's variance, 0 to 1
+    spread: Tensor  # [K] root mean square of the residuals
 
 
-def compare(seen: Tensor, target: Tensor, scale: float) -> Fit:
-    """Fit gain and offset per channel, robustly: seen [K, N, 3] against target [N, 3].
+def compare(seen: Tensor, target: Tensor, keep: Tensor, scale: float) -> Fit:
+    """Fit gain and offset per channel, robustly: seen [K, N, 3] against target [N, 3] where keep [N] is 1.
 
     The loss is 2 s^2 (sqrt(1 + (r / s)^2) - 1), quadratic for residuals below `scale` and linear above.
     """
-    variance = (target - target.mean(0)).square().mean(0)
-    weight = torch.ones_like(seen)
+    keep = keep[:, None]
+    cells = keep.sum().clamp_min(1)
+    middle = (keep * target).sum(0) / cells
+    variance = (keep * (target - middle).square()).sum(0) / cells
+    weight = keep.expand_as(seen)
     for _ in range(2):
-        total = weight.sum(1, keepdim=True)
+        total = weight.sum(1, keepdim=True).clamp_min(1e-6)
         mean = (weight * seen).sum(1, keepdim=True) / total
         mean_target = (weight * target).sum(1, keepdim=True) / total
         off, off_target = seen - mean, target - mean_target
@@ -53,16 +57,17 @@ def compare(seen: Tensor, target: Tensor, scale: float) -> Fit:
         gain = ((both + ridge) / (own + ridge)).clamp_min(LEAST_GAIN)
         residual = gain * off - off_target
         root = (1 + (residual / scale).square()).sqrt()
-        weight = 1 / root
-    cost = 2 * scale**2 * (root - 1).mean((1, 2))
-    explained = (1 - residual.square().mean((1, 2)) / (variance.mean() + 1e-12)).clamp_min(0)
-    return Fit(residual, weight, gain, seen, cost, explained)
+        weight = keep / root
+    cost = 2 * scale**2 * (keep * (root - 1)).sum((1, 2)) / (3 * cells)
+    square = (keep * residual.square()).sum((1, 2)) / (3 * cells)
+    explained = (1 - square / (variance.mean() + 1e-12)).clamp_min(0)
+    return Fit(residual, weight, gain, seen, cost, explained, square.sqrt())
 
 
 def project(jacobian: Tensor, fit: Fit) -> Tensor:
     """The part of d seen / d xi [K, N, 3, 6] that neither gain nor offset explains, times the gain."""
     weight, seen = fit.weight, fit.seen
-    total = weight.sum(1, keepdim=True)
+    total = weight.sum(1, keepdim=True).clamp_min(1e-6)
     off = seen - (weight * seen).sum(1, keepdim=True) / total
     j = jacobian - (weight[..., None] * jacobian).sum(1, keepdim=True) / total[..., None]
     share = ((weight * off)[..., None] * j).sum(1, keepdim=True)
