@@ -31,10 +31,10 @@ PROTOCOLS = {
     "none": PROTOCOL,
     "align": "held-out photos at the size given, poses moved by the similarity that takes the training poses "
     "as given to the refined ones (centres and rotations, least squares), " + _REST,
-    "refine": "held-out photos at the size given, poses first aligned as by `align`; then the dark squares of "
-    "an 8 x 8 board over each photo are rendered from the pose that fits the light squares best, and the light "
-    "ones from the pose that fits the dark ones, fields fixed: no pixel is judged that its pose was fitted to; "
-    + _REST,
+    "refine": "held-out photos at the size given, poses first aligned as by `align`; then the dark squares "
+    "of an 8 x 8 board over each photo are rendered from the pose that fits the light squares best, and the "
+    "light ones from the pose that fits the dark ones, fields fixed: no pixel is judged that its pose was "
+    "fitted to; " + _REST,
 }
 
 
@@ -93,7 +93,7 @@ def evaluate_refined(
 def _swapped(localizer: Localizer, camera: Cameras, truth: Tensor) -> tuple[dict[str, Tensor], Refined]:
     """The dark squares of the photo from the pose that was found on the light ones, and the other way."""
     run = localizer.run
-    dark = chequered(*truth.shape[:2], run.device)
+    dark = chequered(truth.shape[0], truth.shape[1], run.device)
     start = run.world_from_scene.apply_poses(camera.camera_to_worlds.cpu().double())
     frames, degrees, moved, good = [], 0.0, 0.0, 0
     for squares in (~dark, dark):

@@ -101,6 +101,7 @@ class Localizer:
         _check(self.config)
         self.size = scene_size(run.train_cameras().camera_to_worlds)
         self._aligners: dict[tuple, Aligner] = {}
+        self._pool = torch.cuda.graph_pool_handle() if run.device.type == "cuda" else None
 
     def __call__(
         self,
@@ -146,7 +147,15 @@ class Localizer:
         if key not in self._aligners:
             run, config = self.run, self.config
             self._aligners[key] = Aligner(
-                run.model, key[:2], poses, blur, config.robust, self.size, run.device, config.graph
+                run.model,
+                key[:2],
+                poses,
+                blur,
+                config.robust,
+                self.size,
+                run.device,
+                config.graph,
+                self._pool,
             )
         return self._aligners[key]
 

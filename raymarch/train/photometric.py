@@ -22,6 +22,7 @@ from torch import Tensor
 from raymarch.model import Model
 from raymarch.model.poses import compose
 from raymarch.model.rays import generate
+from raymarch.nn import HashGrid
 from raymarch.ops.pose import pose
 from raymarch.train.photos import View
 from raymarch.train.residuals import Fit, blur_matrix, compare, project, solve
@@ -35,12 +36,18 @@ CHUNK = 1 << 17  # rays in flight where nothing is differentiated
 
 @contextmanager
 def frozen(model: Model) -> Iterator[None]:
-    """No parameter asks for a gradient: backward passes go to the rays and nowhere else."""
+    """No parameter asks for a gradient: backward passes go to the rays and nowhere else.
+
+    Half copies of tables are brought up to date at once, for captured steps read them and do not look.
+    """
     before = [(p, p.requires_grad) for p in model.parameters()]
     training = model.training
     model.eval()
     for p, _ in before:
         p.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, HashGrid):
+            module.refresh()
     try:
         yield
     finally:
@@ -99,7 +106,13 @@ class Aligner:
         size: float,
         device: torch.device,
         graph: bool,
+        pool: object = None,
     ):
+        """shape: rows, columns. blur: in cells. scale: of the robust loss. size: of the scene, scene units.
+
+        `pool` is graph memory shared with other aligners, which must not run at the same time.
+        """
+        self.pool = pool
         self.model, self.scale, self.device = model, scale, device
         self.rows, self.columns = shape
         self.wants_graph = graph and device.type == "cuda"
@@ -132,7 +145,7 @@ class Aligner:
 
     def _blurred(self, image: Tensor) -> Tensor:
         """[K, N, channels], all cells."""
-        count, cells, channels = image.shape
+        count, channels = image.shape[0], image.shape[2]
         rows = self.down @ image.reshape(count, self.rows, self.columns * channels)
         return (self.across @ rows.view(count, self.rows, self.columns, channels)).view(image.shape)
 
@@ -252,7 +265,7 @@ class Aligner:
             torch.cuda.synchronize(self.device)
             count -= min(2, count)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=side):
+            with torch.cuda.graph(graph, pool=self.pool, stream=side):
                 self.step()
             self._graph = graph
         for _ in range(count):
