@@ -4,10 +4,10 @@
 
 SCENE is a folder of posed photos, fox_full say. Without a run at RUN, nerfacto is trained there first (poses
 off, so that the photos' own poses are the truth; every 8th photo held out). A run whose poses were refined is
-compared with held-out poses moved along (evaluation mode `align`). Each held-out pose is turned about a random
-axis and moved in a random direction by exactly the amounts given. Sizes are in parts of the largest distance
-of a training camera from the mean of all. Seconds are of a host clock around the call, photo decoding and
-overlay left out; the first photo, which also captures CUDA graphs, is told apart.
+compared with held-out poses moved along (evaluation mode `align`). Each held-out pose is turned about a
+random axis and moved in a random direction by exactly the amounts given. Sizes are in parts of the largest
+distance of a training camera from the mean of all. Seconds are of a host clock around the call, photo decoding
+and overlay left out; the first photo, which also captures CUDA graphs, is told apart.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -33,6 +34,16 @@ from raymarch.train.runs import start
 from raymarch.trained import TrainedScene
 
 WITHIN_DEGREES, WITHIN_PART = 0.5, 0.005
+
+
+class Row(NamedTuple):
+    """One photo from one start."""
+
+    degrees: float
+    part: float  # of the scene's size
+    seconds: float
+    good: bool
+    converged: bool  # what the localiser itself says
 
 
 def train(scene: Scene, run: Path, steps: int, device: str) -> None:
@@ -59,7 +70,7 @@ def localise(
     cameras = aligned_cameras(opened)
     to_world = opened.world_from_scene
     truth = to_world.apply_poses(cameras.camera_to_worlds.cpu().double())
-    rows = []
+    rows: list[Row] = []
     for seed in range(seeds):
         off = perturb(cameras.camera_to_worlds, degrees, part * size, seed).cpu().double()
         starts = to_world.apply_poses(off)
@@ -72,29 +83,30 @@ def localise(
             turned, moved = error(found.camera_to_world, truth[i], size * to_world.scale)
             good = turned <= WITHIN_DEGREES and moved <= WITHIN_PART
             sigma = found.position_std / (size * to_world.scale)
-            rows.append((turned, moved, seconds, good, found.converged))
+            rows.append(Row(turned, moved, seconds, good, found.converged))
             print(
                 f"seed {seed} {opened.names[index][-24:]:24} {turned:8.4f} deg {100 * moved:8.4f} %  "
-                f"(+- {found.rotation_std_deg:.4f} deg, {100 * sigma:.4f} %)  explained {found.explained:.3f}  "
-                f"{seconds:.3f} s  {'ok' if good else 'MISSED'}{'' if found.converged else ', says so'}",
+                f"(+- {found.rotation_std_deg:.4f} deg, {100 * sigma:.4f} %)  "
+                f"explained {found.explained:.3f}  {seconds:.3f} s  {'ok' if good else 'MISSED'}"
+                f"{'' if found.converged else ', says so'}",
                 flush=True,
             )
-    turned, moved, seconds, good, said = (list(x) for x in zip(*rows, strict=True))
+    seconds_each = [row.seconds for row in rows]
     return {
         "photos": len(opened.test),
         "seeds": seeds,
         "start_degrees": degrees,
         "start_percent": 100 * part,
-        "success": sum(good) / len(good),
-        "median_degrees": statistics.median(turned),
-        "median_percent": 100 * statistics.median(moved),
-        "worst_degrees": max(turned),
-        "worst_percent": 100 * max(moved),
-        "first_seconds": seconds[0],
-        "median_seconds": statistics.median(seconds[1:] or seconds),
-        "worst_seconds": max(seconds[1:] or seconds),
-        "wrong_but_converged": sum(s and not g for s, g in zip(said, good, strict=True)),
-        "right_but_doubted": sum(g and not s for s, g in zip(said, good, strict=True)),
+        "success": sum(row.good for row in rows) / len(rows),
+        "median_degrees": statistics.median(row.degrees for row in rows),
+        "median_percent": 100 * statistics.median(row.part for row in rows),
+        "worst_degrees": max(row.degrees for row in rows),
+        "worst_percent": 100 * max(row.part for row in rows),
+        "first_seconds": seconds_each[0],
+        "median_seconds": statistics.median(seconds_each[1:] or seconds_each),
+        "worst_seconds": max(seconds_each[1:] or seconds_each),
+        "wrong_but_converged": sum(row.converged and not row.good for row in rows),
+        "right_but_doubted": sum(row.good and not row.converged for row in rows),
     }
 
 

@@ -146,17 +146,8 @@ class Localizer:
         key = view.rows, view.columns, poses, blur
         if key not in self._aligners:
             run, config = self.run, self.config
-            self._aligners[key] = Aligner(
-                run.model,
-                key[:2],
-                poses,
-                blur,
-                config.robust,
-                self.size,
-                run.device,
-                config.graph,
-                self._pool,
-            )
+            settings = blur, config.robust, self.size, run.device, config.graph, self._pool
+            self._aligners[key] = Aligner(run.model, key[:2], poses, *settings)
         return self._aligners[key]
 
     def _search(self, photo: Tensor, keep: Tensor | None, lens: Cameras, starts: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +107,7 @@ class Aligner:
         size: float,
         device: torch.device,
         graph: bool,
-        pool: object = None,
+        pool: Any = None,
     ):
         """shape: rows, columns. blur: in cells. scale: of the robust loss. size: of the scene, scene units.
 
