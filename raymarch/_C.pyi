@@ -136,6 +136,29 @@ def sample_distances(
     /,
 ) -> None: ...
 
+# Edges of the samples of rays that march through a grid of densities (math/march.h) in `steps` even steps:
+# sample_spaced, the density of the cells, weights and sample_pdf in one. Past a thickness of `stop` a ray has
+# nothing to see. `baked` holds resolution^3 densities, x fastest.
+def march(
+    origins: Array,
+    directions: Array,
+    near: Array,
+    far: Array,
+    baked: Array,
+    resolution: int,
+    norm: int,
+    spacing: int,
+    steps: int,
+    padding: float,
+    stop: float,
+    t: Array,
+    /,
+) -> None: ...
+
+# The heaviest samples of each ray, first to last along the ray: where they are and what they weigh. Their
+# weights are scaled to the sum of all of the ray's.
+def heaviest(origins: Array, directions: Array, t: Array, w: Array, x: Array, w_kept: Array, /) -> None: ...
+
 # Midpoints of intervals along rays.
 def positions_forward(origins: Array, directions: Array, t: Array, x: Array, /) -> None: ...
 def positions_backward(t: Array, grad_x: Array, grad_origins: Array, grad_directions: Array, /) -> None: ...
@@ -287,6 +310,67 @@ def colour_inputs_backward(
     grad_h: Array,
     grad_direction: Array,
     grad_code: Array | None,
+    /,
+) -> None: ...
+
+# Density at the middles of intervals along rays: sample_unit_positions, hashgrid, mlp with one hidden layer
+# and density in one, for small grids (at most 16 columns) and at most 64 hidden units. Nothing per sample but
+# the density reaches memory. No gradient.
+def samples_to_density(
+    origins: Array,
+    directions: Array,
+    t: Array,
+    norm: int,
+    table: Array,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: int,
+    layout: int,
+    params: Array,
+    hidden: int,
+    padding: float,
+    scale: float,
+    sigma: Array,
+    /,
+) -> None: ...
+
+# Pictures of samples: sample_unit_positions, hashgrid (two features, at most 16 levels), the base network
+# (one hidden layer of 64, 16 outputs), density, weights, the colour network (two hidden layers of 64; inputs
+# direction, the base's outputs but the first, code) and composite in one. `params` is the base's parameters,
+# then the colour's. Left out: samples in cells of the unit cube, `resolution` along an axis and x fastest,
+# whose
+# bit in `occupied` is 0 (low bits first), samples behind a thickness of `stop`, and, where the schedule gains
+# by
+# it, colours of weights of at most `least`. No gradient.
+def samples_to_pixels(
+    origins: Array,
+    directions: Array,
+    t: Array,
+    norm: int,
+    table: Array,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: int,
+    layout: int,
+    params: Array,
+    scale: float,
+    direction: Array,
+    code: Array | None,
+    occupied: Array | None,
+    resolution: int,
+    colour: Array | None,
+    background: int,
+    least: float,
+    stop: float,
+    rgb: Array,
+    opacity: Array,
+    depth: Array,
+    expected: Array,
+    w: Array | None,
     /,
 ) -> None: ...
 

@@ -231,7 +231,7 @@ RM_CLONES void input_gradient_block(const Grid& grid, In<real, kPoints, 3> x,
 void hashgrid_layout(Cpu, Out<double, kEntries, 4> rows, int64_t base_resolution, int64_t max_resolution,
                      int64_t log2_size, int64_t layout) {
   const int64_t levels = rows.size[0];
-  const GridSettings settings = {levels, base_resolution, max_resolution, log2_size, kLinear, layout};
+  const GridSettings settings = {levels, base_resolution, max_resolution, log2_size, kTrilinear, layout};
   const char* problem = grid_problem(settings);
   require(!problem, problem);
   const Grid grid = make_grid(settings);

@@ -16,7 +16,7 @@ namespace raymarch {
 constexpr int kMaxLevels = 32;
 constexpr uint32_t kPrimeY = 2654435761u, kPrimeZ = 805459861u;
 
-enum Interpolation : int64_t { kLinear, kSmoothstep, kInterpolations };
+enum Interpolation : int64_t { kTrilinear, kSmoothstep, kInterpolations };
 enum GridLayout : int64_t { kTcnnGrid, kNerfstudioGrid, kGridLayouts };
 
 struct Level {

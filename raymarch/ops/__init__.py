@@ -17,15 +17,18 @@ from raymarch.ops.losses import (
     predicted_normals,
     scale_gradients,
 )
+from raymarch.ops.march import heaviest, march
 from raymarch.ops.mlp import density, mlp, mlp_input_gradient
 from raymarch.ops.pixels import draw_pixels, gather_features, gather_pixels
 from raymarch.ops.pose import pose
 from raymarch.ops.rays import rays
 from raymarch.ops.sample import positions, sample_pdf, sample_spaced, sample_unit_positions
+from raymarch.ops.samples import Pictures, samples_to_density, samples_to_pixels
 from raymarch.ops.weights import transmittance, weights, weights_from_alpha, weights_packed
 
 __all__ = [
     "Composite",
+    "Pictures",
     "adam",
     "colour_inputs",
     "composite",
@@ -44,7 +47,9 @@ __all__ = [
     "harmonics",
     "hashgrid",
     "hashgrid_input_gradient",
+    "heaviest",
     "interlevel",
+    "march",
     "mlp",
     "mlp_input_gradient",
     "near_far",
@@ -56,6 +61,8 @@ __all__ = [
     "sample_pdf",
     "sample_spaced",
     "sample_unit_positions",
+    "samples_to_density",
+    "samples_to_pixels",
     "scale_gradients",
     "table_layout",
     "transmittance",

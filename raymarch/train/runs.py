@@ -123,7 +123,9 @@ def reload_scene(meta: dict[str, Any], run: Path) -> Scene:
     source = meta["scene"]["source"]
     if source is None:
         raise ConfigError(f"{run} was trained from arrays, not from a folder; pass the scene to resume it")
-    return load(Path(source["path"]), **source["options"])
+    from raymarch.train.refined import with_adjustments  # reads runs
+
+    return with_adjustments(load(Path(source["path"]), **source["options"]), source.get("adjustments"))
 
 
 class OpenRun:
