@@ -16,9 +16,13 @@ from raymarch.data.error import SceneError
 from raymarch.data.scene import Scene
 from raymarch.types import Cameras, Pixels
 
+SHARE = 0.6  # of a GPU's free memory that photos and features may take; the rest is for training
 
-class PixelSource:
-    """The photos `indices` of a scene on one device. Camera numbers are positions in `indices`."""
+
+class Source:
+    """Photos `indices` of a scene, to draw from on a device. Camera numbers are positions in `indices`."""
+
+    feature_width = 0  # D, or 0 without features
 
     def __init__(
         self, scene: Scene, indices: Sequence[int] | None = None, device: torch.device | str = "cpu"
@@ -32,12 +36,51 @@ class PixelSource:
         photos = [scene.images[i] for i in chosen]
         self.channels = photos[0].shape[2]
         self._sizes = [(x.shape[1], x.shape[0]) for x in photos]
+        if scene.features is not None:
+            self.feature_width = scene.features.width
+
+    @property
+    def bytes(self) -> int:
+        """Memory held on the device."""
+        raise NotImplementedError
+
+    def prepare(self, step: int) -> None:
+        """Called before every step of training, on the stream that trains."""
+
+    def draw(self, counter: Tensor, count: int, stream: int = 0) -> Pixels:
+        """`count` pixels drawn uniformly, with replacement, over all pixels (or those the masks keep).
+
+        counter: [2] int64 on this device, (seed, step): equal counters give equal pixels on every device.
+        """
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """Where the photos lie, in a few words."""
+        raise NotImplementedError
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Width and height of photo i, without waiting for the device."""
+        if not 0 <= i < len(self.indices):
+            raise IndexError(f"photo {i} of a source of {len(self.indices)}")
+        return self._sizes[i]
+
+
+class PixelSource(Source):
+    """All of the photos on the device."""
+
+    def __init__(
+        self, scene: Scene, indices: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ):
+        super().__init__(scene, indices, device)
+        chosen = self.indices
+        photos = [scene.images[i] for i in chosen]
         counts = torch.tensor([0] + [x.shape[0] * x.shape[1] for x in photos], dtype=torch.int64)
         self._starts = counts.cumsum(0).tolist()  # on the host, for `image`
         self.starts = torch.tensor(self._starts, device=self.device)  # [C + 1] cumulative pixel counts
         self.widths = self.cameras.size[:, 0].contiguous()
         self.images = _flat(photos, torch.uint8, self.device)  # [sum of h * w * channels]
-        self.valid = _valid(scene, chosen, self._starts, self.device)  # [K] pixels the masks keep, or None
+        # Masks: [K] int32 places within their photos that may be drawn, and [C + 1] how many lie before each.
+        self.valid, self.valid_starts = _valid(scene, chosen, self.device)
         self.depth = _depths(scene, chosen, self.device)  # [sum of h * w], or None
         self.features: Tensor | None = None  # [sum of cells, D] float16
         if scene.features is not None:
@@ -47,24 +90,19 @@ class PixelSource:
             self.feature_mode = scene.features.mode
 
     @property
-    def feature_width(self) -> int:
-        """D, or 0 without features."""
-        return 0 if self.features is None else self.features.shape[1]
-
-    @property
     def bytes(self) -> int:
-        """Memory held on the device."""
         held = (self.images, self.valid, self.depth, self.features)
         return sum(x.numel() * x.element_size() for x in held if x is not None)
 
     def draw(self, counter: Tensor, count: int, stream: int = 0) -> Pixels:
-        """`count` pixels drawn uniformly, with replacement, over all pixels (or those the masks keep).
-
-        counter: [2] int64 on this device, (seed, step): equal counters give equal pixels on every device.
-        """
         from raymarch.ops.pixels import draw_pixels, gather_pixels
 
-        camera, xy, index = draw_pixels(counter, self.starts, self.widths, count, stream, self.valid)
+        starts = self.starts if self.valid_starts is None else self.valid_starts
+        camera, xy, index = draw_pixels(counter, starts, self.widths, count, stream)
+        if self.valid is not None:
+            place = self.valid.index_select(0, index).long()
+            xy = centres(place, self.widths.index_select(0, camera))
+            index = self.starts.index_select(0, camera) + place
         rgb = gather_pixels(self.images, index, self.channels)
         depth = None if self.depth is None else self.depth.index_select(0, index)
         return Pixels(camera, xy, rgb, self._features_at(camera, xy), depth)
@@ -82,11 +120,8 @@ class PixelSource:
         depth = None if self.depth is None else self.depth[first:last]
         return Pixels(camera, xy, rgb, self._features_at(camera, xy) if features else None, depth)
 
-    def size(self, i: int) -> tuple[int, int]:
-        """Width and height of photo i, without waiting for the device."""
-        if not 0 <= i < len(self.indices):
-            raise IndexError(f"photo {i} of a source of {len(self.indices)}")
-        return self._sizes[i]
+    def summary(self) -> str:
+        return f"all {len(self.indices)} photos lie on {self.device} ({self.bytes / 1e9:.3g} GB)"
 
     def _features_at(self, camera: Tensor, xy: Tensor) -> Tensor | None:
         if self.features is None:
@@ -95,6 +130,12 @@ class PixelSource:
 
         grids = (self.map_starts, self.map_sizes, self.cameras.size)
         return gather_features(self.features, *grids, camera, xy, self.feature_mode)
+
+
+def centres(place: Tensor, width: Tensor) -> Tensor:
+    """Pixel centres xy [R, 2] float32 of places [R] counted row by row in photos of these widths [R]."""
+    row = torch.div(place, width, rounding_mode="floor")
+    return torch.stack([place - row * width, row], dim=1).float() + 0.5
 
 
 def bytes_needed(scene: Scene, indices: Sequence[int]) -> int:
@@ -106,7 +147,7 @@ def bytes_needed(scene: Scene, indices: Sequence[int]) -> int:
     if scene.depths is not None and any(scene.depths[i] is not None for i in chosen):
         total += sum(4 * scene.images[i][:, :, 0].numel() for i in chosen)
     if scene.masks is not None and any(scene.masks[i] is not None for i in chosen):
-        total += sum(8 * int(_mask(scene, i).sum()) for i in chosen)
+        total += sum(4 * int(mask_of(scene, i).sum()) for i in chosen)
     return total
 
 
@@ -135,19 +176,24 @@ def _flat(parts: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> 
     return whole
 
 
-def _mask(scene: Scene, i: int) -> Tensor:
+def mask_of(scene: Scene, i: int) -> Tensor:
     mask = scene.masks[i] if scene.masks is not None else None
     return torch.ones(scene.images[i].shape[:2], dtype=torch.bool) if mask is None else mask
 
 
-def _valid(scene: Scene, chosen: tuple[int, ...], starts: list[int], device: torch.device) -> Tensor | None:
+def _valid(
+    scene: Scene, chosen: tuple[int, ...], device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
     if scene.masks is None or all(scene.masks[i] is None for i in chosen):
-        return None
-    kept = [_mask(scene, i).reshape(-1).nonzero()[:, 0] for i in chosen]
-    valid = torch.cat([pixels + start for pixels, start in zip(kept, starts[:-1], strict=True)])
-    if not len(valid):
+        return None, None
+    counts = [int(mask_of(scene, i).sum()) for i in chosen]
+    if not sum(counts):
         raise SceneError(f"the masks keep no pixel of the {len(chosen)} photos chosen")
-    return valid.to(device)
+    valid = torch.empty(sum(counts), dtype=torch.int32, device=device)
+    starts = torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
+    for i, first, last in zip(chosen, starts.tolist()[:-1], starts.tolist()[1:], strict=True):
+        valid[first:last].copy_(mask_of(scene, i).reshape(-1).nonzero()[:, 0])
+    return valid, starts.to(device)
 
 
 def _depths(scene: Scene, chosen: tuple[int, ...], device: torch.device) -> Tensor | None:

@@ -173,7 +173,8 @@ def load(
     should be zero; none: masks are not used. alpha: the same for transparent pixels. depth_unit, depth_kind
     (z or ray): how depth maps are to be read. memory: auto (photos are mapped from files where they take more
     than half of the free memory), memory, disk, or the bytes they may take. cache: folder for decoded photos
-    that were downscaled or are mapped; auto is the user's cache folder. docs/data.md says more. Raises SceneError.
+    that were downscaled or are mapped; auto is the user's cache folder. docs/data.md says more.
+    Raises SceneError.
     """
     from raymarch.data.frames import Options  # frames builds on this file
 
