@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
@@ -34,18 +34,26 @@ def train(
     set: Set = (),
     downscale: int | None = None,
     split: str | None = None,
+    masks: Literal["ignore", "empty", "none"] = "ignore",
+    alpha: Literal["empty", "ignore", "none"] = "empty",
+    memory: Literal["auto", "memory", "disk"] = "auto",
+    cache: str = "auto",
     device: Device = "auto",
 ) -> None:
     """Train on a folder of posed photos.
 
     Args:
-        scene: Folder with transforms.json (nerfstudio, instant-ngp) or a Blender scene.
+        scene: Scene of nerfstudio, instant-ngp, COLMAP, LLFF or Blender; found by what the folder holds.
         preset: nerfacto, f3rm or tiny.
         steps: Training steps (default: the preset's).
         out: Run folder (default: runs/SCENE-PRESET).
         set: Change a setting, as model.sampler.samples=256,96,48. May be given several times.
         downscale: Shrink photos by this whole factor.
         split: How photos are held out: every8, fraction, none (default: the scene's own split, else every8).
+        masks: What zero in a mask means: never draw the pixel, nothing is there, or nothing at all.
+        alpha: The same for transparent pixels.
+        memory: Where decoded photos lie; auto maps them from files where they take half of the free memory.
+        cache: Folder for decoded photos that were downscaled or are mapped; auto (the user's) or none.
         device: Where to run.
     """
     from raymarch.config import override
@@ -59,9 +67,17 @@ def train(
     if steps is not None:
         config = override(config, f"train.trainer.steps={steps}")
     run = out or Path("runs") / f"{scene.resolve().name}-{preset}"
-    loaded = load(scene, downscale=downscale, split=split)
-    _say(*(f"note: {problem}" for problem in loaded.problems))
-    source = {"path": str(scene.resolve()), "options": {"downscale": downscale, "split": split}}
+    options: dict[str, Any] = {
+        "downscale": downscale,
+        "split": split,
+        "masks": masks,
+        "alpha": alpha,
+        "memory": memory,
+    }
+    options["cache"] = None if cache == "none" else cache
+    loaded = load(scene, **options)
+    _say(loaded.format, *(f"note: {line}" for line in (*loaded.problems, *loaded.notes)))
+    source = {"path": str(scene.resolve()), "options": options}
     _train(start(loaded, config, run, device, source))
     print(run)
 
@@ -85,6 +101,7 @@ def _train(trainer) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    _say(trainer.source.summary())
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[psnr]}"))
     try:
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
@@ -145,15 +162,26 @@ def render(
         print(line)
 
 
-def inspect(scene: Positional[Path]) -> None:
-    """Say what a folder holds: cameras, lenses, sizes, bounds, problems.
+def inspect(
+    scene: Positional[Path],
+    downscale: int | None = None,
+    split: str | None = None,
+    masks: Literal["ignore", "empty", "none"] = "ignore",
+    alpha: Literal["empty", "ignore", "none"] = "empty",
+) -> None:
+    """Say what a folder holds: format, cameras, lenses, sizes, masks, depths, bounds, split, problems.
 
     Args:
         scene: Folder of posed photos.
+        downscale: Shrink photos by this whole factor.
+        split: How photos are held out.
+        masks: What zero in a mask means.
+        alpha: The same for transparent pixels.
     """
-    from raymarch.data.scene import describe, load
+    from raymarch.apps.inspecting import lines
 
-    print(describe(load(scene)))
+    for line in lines(scene, downscale=downscale, split=split, masks=masks, alpha=alpha):
+        print(line)
 
 
 def doctor() -> None:

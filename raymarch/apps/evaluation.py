@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from raymarch.apps.images import save_depth, save_rgb
+from raymarch.apps.images import file_stems, save_depth, save_rgb
 from raymarch.config import ConfigError
 from raymarch.data.scene import load
 from raymarch.train.evaluate import PROTOCOL, evaluate
@@ -31,11 +31,12 @@ def evaluate_run(run: Path, data: Path | None, images: bool, device: str) -> Ite
     rows = []
     yield f"{'photo':32} {'PSNR':>7} {'SSIM':>7}"
     photos = [scene.images[i] for i in scene.test]
+    stems = file_stems(names)
     for row, frame in evaluate(opened.model, opened.test_cameras(), photos, names, scene.background):
         rows.append(row)
         yield f"{row.name[-32:]:32} {row.psnr:7.2f} {row.ssim:7.4f}"
         if images:
-            stem = Path(row.name).stem
+            stem = stems[len(rows) - 1]
             save_rgb(out / f"{stem}_rgb.png", frame["rgb"])
             save_depth(out / f"{stem}_depth.png", frame["depth"])
     mean = {k: sum(getattr(r, k) for r in rows) / len(rows) for k in ("psnr", "ssim")}
