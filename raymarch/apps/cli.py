@@ -76,9 +76,9 @@ def train(
     }
     options["cache"] = None if cache == "none" else cache
     loaded = load(scene, **options)
+    trainer = start(loaded, config, run, device, {"path": str(scene.resolve()), "options": options})
     _say(loaded.format, *(f"note: {line}" for line in (*loaded.problems, *loaded.notes)))
-    source = {"path": str(scene.resolve()), "options": options}
-    _train(start(loaded, config, run, device, source))
+    _train(trainer)
     print(run)
 
 

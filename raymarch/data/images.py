@@ -17,6 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".JPG", ".JPEG", ".PNG", ".webp", ".tif", "
 EXIF_ORIENTATION = 0x0112
 EXR = b"\x76\x2f\x31\x01"  # how those files begin, whatever they are called
 LOSSY_KEEPS = 128  # a JPEG mask is grey around its edges: keep from here on
+FEW_PIXELS, MOST_PER_BYTE = 1 << 24, 1 << 15  # a small damaged file may claim a picture of gigabytes
 FAR = 1e9  # renderers write 1e10 and the like where a ray met nothing
 
 
@@ -191,6 +192,10 @@ def _exr_numbers(path: Path) -> np.ndarray:
 def _open(path: Path, decode: bool = True) -> tuple[Image.Image, bool]:
     try:
         with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            size = path.stat().st_size
+            if width * height > max(FEW_PIXELS, MOST_PER_BYTE * size):
+                raise OSError(f"{width} x {height} pixels cannot be in its {size} bytes")
             if decode:
                 image.load()
             turned = image.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1)
