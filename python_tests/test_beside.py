@@ -185,6 +185,21 @@ def test_transparent_pixels_are_empty_ignored_or_plain(tmp_path):
     assert torch.equal(both.masks[2], ignored.masks[2] & torch.from_numpy(np.tri(HEIGHT, WIDTH) > 0))
 
 
+def test_alpha_that_is_ignored_leaves_room_for_an_empty_mask(tmp_path):
+    folder = with_alpha(tmp_path / "s")
+    upper = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    upper[:2] = 0
+    for i in range(3):
+        save(folder / "empty_masks" / f"{i:03d}.png", upper)
+    for memory in ("memory", "disk"):
+        for alpha in ("ignore", "none"):
+            scene = load(folder, alpha=alpha, memory=memory)
+            assert (scene.images[0][:2, :, 3] == 0).all() and (scene.images[0][2:, :, 3] == 255).all()
+            assert (scene.masks is None) == (alpha == "none")
+        assert torch.equal(load(folder, alpha="ignore", memory=memory).masks[0][1:] > 0,
+                           torch.from_numpy(half_mask()[1:] > 0))  # fmt: skip
+
+
 # --- depth ---
 
 
@@ -208,6 +223,16 @@ def test_depth_kinds_and_units_are_what_they_are_said_to_be(tmp_path):
     edit(folder, lambda meta: meta.update(depth_kind="ray", integer_depth_scale=0.1))
     assert load(folder, **own).depths[0][3, 3] == 250
     refused(edit(folder, lambda meta: meta.update(depth_kind="plane")), "depth_kind", "'plane'")
+
+
+def test_depths_are_in_world_units_whatever_was_applied_to_the_poses(tmp_path):
+    folder = write_scene(tmp_path / "s", count=2, applied_scale=4.0)
+    for i in range(2):
+        save(folder / "depths" / f"{i:03d}.png", np.full((HEIGHT, WIDTH), 2000, np.uint16))
+    scene = load(folder, depth_kind="ray")
+    assert scene.depths[0][0, 0] * scene.world_from_scene.scale == pytest.approx(2)
+    mapped = load(folder, depth_kind="ray", memory="disk")
+    assert torch.allclose(mapped.depths[1], scene.depths[1])
 
 
 def test_float_depths_beside_colmap_photos_are_in_the_poses_units(tmp_path):

@@ -100,7 +100,7 @@ class Listing:
     scale: str | float = "auto"
     file_from_world: Similarity = field(default_factory=Similarity)
     background: str = "none"
-    depth_unit: float | None = None  # units of the poses in one step of a depth file; None: by its numbers
+    depth_unit: float | None = None  # world units in one step of a depth file; None: by its numbers
     depth_kind: str = "z"  # or "ray"
     points: np.ndarray | None = None  # [P, 3] in the frame of the poses
     problems: tuple[str, ...] = ()
@@ -345,10 +345,6 @@ def _load(frame: Frame, listing: Listing, options: Options, where: Store) -> Loa
     if (file := _ignore_mask(frame, options)) is not None:
         made_of = [*photo_id, "mask", store.identity(file), frame.mask_inverted]
         mask = where.array(made_of, lambda: beside(file, images.read_mask, "mask") ^ frame.mask_inverted)
-    if (empty := _empty_mask(frame, options)) is not None:
-        turn = frame.mask_inverted and empty == frame.mask
-        solid, made_of = pixels, [*photo_id, "photo with empty", store.identity(empty), turn]
-        pixels = where.array(made_of, lambda: emptied(solid, beside(empty, images.read_mask, "mask") ^ turn))
     if pixels.shape[2] == 4 and options.alpha != "empty":
         clear, given = pixels, mask
         pixels = where.array([*photo_id, "photo without alpha"], lambda: clear[:, :, :3].copy())
@@ -360,22 +356,28 @@ def _load(frame: Frame, listing: Listing, options: Options, where: Store) -> Loa
                 *(map(store.identity, [file] if file else [])),
             ]
             mask = where.array(made_of, lambda: opaque(clear, given))
+    if (empty := _empty_mask(frame, options)) is not None:
+        turn = frame.mask_inverted and empty == frame.mask
+        solid, made_of = pixels, [*photo_id, "photo with empty", store.identity(empty), turn, options.alpha]
+        pixels = where.array(made_of, lambda: emptied(solid, beside(empty, images.read_mask, "mask") ^ turn))
     depth = None
     if (distances := frame.depth) is not None:
         kind, unit = options.depth_kind or listing.depth_kind, options.depth_unit or listing.depth_unit
+        applied = np.float32(listing.file_from_world.scale)  # files are in world units, poses may not be
         made_of = [
             *photo_id,
             "depth",
             store.identity(distances),
             kind,
             unit,
+            float(applied),
             numbers.tolist(),
             repr(frame.lens),
         ]
         depth = where.array(
             made_of,
             lambda: _ray_depth(
-                beside(distances, lambda x: read_depth(x, unit), "depth map"), frame, numbers, kind
+                applied * beside(distances, lambda x: read_depth(x, unit), "depth map"), frame, numbers, kind
             ),
         )
     normals = None
@@ -419,7 +421,7 @@ def _with_alpha(x: Loaded, where: Store) -> np.ndarray:
 
 
 def read_depth(path: Path, unit: float | None) -> np.ndarray:
-    """[h, w] float32 in units of the poses. Without a unit: 1/1000 for whole numbers, 1 for others."""
+    """[h, w] float32 in world units. Without a unit: 1/1000 for whole numbers, 1 for others."""
     values, kind = images.numbers_and_kind(path)
     return values * np.float32(unit if unit is not None else 1.0 if kind == "f" else 1e-3)
 
