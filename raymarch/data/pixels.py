@@ -22,7 +22,8 @@ SHARE = 0.6  # of a GPU's free memory that photos and features may take; the res
 class Source:
     """Photos `indices` of a scene, to draw from on a device. Camera numbers are positions in `indices`."""
 
-    feature_width = 0  # D, or 0 without features
+    feature_width = 0  # D, of all heads together, or 0 without features
+    depth: Tensor | None = None  # distances on the device, where there are any
 
     def __init__(
         self, scene: Scene, indices: Sequence[int] | None = None, device: torch.device | str = "cpu"
@@ -37,7 +38,7 @@ class Source:
         self.channels = photos[0].shape[2]
         self._sizes = [(x.shape[1], x.shape[0]) for x in photos]
         if scene.features is not None:
-            self.feature_width = scene.features.width
+            self.feature_width = sum(head.width for head in scene.features.heads)
 
     @property
     def bytes(self) -> int:
@@ -79,8 +80,7 @@ class PixelSource(Source):
         self.starts = torch.tensor(self._starts, device=self.device)  # [C + 1] cumulative pixel counts
         self.widths = self.cameras.size[:, 0].contiguous()
         self.images = _flat(photos, torch.uint8, self.device)  # [sum of h * w * channels]
-        # Masks: [K] int32 places within their photos that may be drawn, and [C + 1] how many lie before each.
-        self.valid, self.valid_starts = _valid(scene, chosen, self.device)
+        self.valid = _valid(scene, chosen, self._starts, self.device)  # [K] pixels the masks keep, or None
         self.depth = _depths(scene, chosen, self.device)  # [sum of h * w], or None
         self.features: Tensor | None = None  # [sum of cells, D] float16
         if scene.features is not None:
@@ -97,12 +97,7 @@ class PixelSource(Source):
     def draw(self, counter: Tensor, count: int, stream: int = 0) -> Pixels:
         from raymarch.ops.pixels import draw_pixels, gather_pixels
 
-        starts = self.starts if self.valid_starts is None else self.valid_starts
-        camera, xy, index = draw_pixels(counter, starts, self.widths, count, stream)
-        if self.valid is not None:
-            place = self.valid.index_select(0, index).long()
-            xy = centres(place, self.widths.index_select(0, camera))
-            index = self.starts.index_select(0, camera) + place
+        camera, xy, index = draw_pixels(counter, self.starts, self.widths, count, stream, self.valid)
         rgb = gather_pixels(self.images, index, self.channels)
         depth = None if self.depth is None else self.depth.index_select(0, index)
         return Pixels(camera, xy, rgb, self._features_at(camera, xy), depth)
@@ -132,12 +127,6 @@ class PixelSource(Source):
         return gather_features(self.features, *grids, camera, xy, self.feature_mode)
 
 
-def centres(place: Tensor, width: Tensor) -> Tensor:
-    """Pixel centres xy [R, 2] float32 of places [R] counted row by row in photos of these widths [R]."""
-    row = torch.div(place, width, rounding_mode="floor")
-    return torch.stack([place - row * width, row], dim=1).float() + 0.5
-
-
 def bytes_needed(scene: Scene, indices: Sequence[int]) -> int:
     """What a PixelSource of these photos will hold on its device, for a message before it does not fit."""
     chosen = _checked(indices, len(scene.images))
@@ -147,7 +136,7 @@ def bytes_needed(scene: Scene, indices: Sequence[int]) -> int:
     if scene.depths is not None and any(scene.depths[i] is not None for i in chosen):
         total += sum(4 * scene.images[i][:, :, 0].numel() for i in chosen)
     if scene.masks is not None and any(scene.masks[i] is not None for i in chosen):
-        total += sum(4 * int(mask_of(scene, i).sum()) for i in chosen)
+        total += sum(8 * int(mask_of(scene, i).sum()) for i in chosen)
     return total
 
 
@@ -181,19 +170,14 @@ def mask_of(scene: Scene, i: int) -> Tensor:
     return torch.ones(scene.images[i].shape[:2], dtype=torch.bool) if mask is None else mask
 
 
-def _valid(
-    scene: Scene, chosen: tuple[int, ...], device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
+def _valid(scene: Scene, chosen: tuple[int, ...], starts: list[int], device: torch.device) -> Tensor | None:
     if scene.masks is None or all(scene.masks[i] is None for i in chosen):
-        return None, None
-    counts = [int(mask_of(scene, i).sum()) for i in chosen]
-    if not sum(counts):
+        return None
+    kept = [mask_of(scene, i).reshape(-1).nonzero()[:, 0] for i in chosen]
+    valid = torch.cat([pixels + start for pixels, start in zip(kept, starts[:-1], strict=True)])
+    if not len(valid):
         raise SceneError(f"the masks keep no pixel of the {len(chosen)} photos chosen")
-    valid = torch.empty(sum(counts), dtype=torch.int32, device=device)
-    starts = torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
-    for i, first, last in zip(chosen, starts.tolist()[:-1], starts.tolist()[1:], strict=True):
-        valid[first:last].copy_(mask_of(scene, i).reshape(-1).nonzero()[:, 0])
-    return valid, starts.to(device)
+    return valid.to(device)
 
 
 def _depths(scene: Scene, chosen: tuple[int, ...], device: torch.device) -> Tensor | None:

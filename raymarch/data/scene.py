@@ -183,7 +183,7 @@ def load(
         raise SceneError(f"downscale must be a number of at least 1, not {downscale!r}")
     options = Options(
         factor, split, orientation, center, scale, features, skip_unreadable, threads, progress,
-        masks, alpha, depth_unit, depth_kind, memory, cache,
+        masks=masks, alpha=alpha, depth_unit=depth_unit, depth_kind=depth_kind, memory=memory, cache=cache,
     )  # fmt: skip
     found = Path(path).expanduser()
     return _format_of(found).parse(found, options)

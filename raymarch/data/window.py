@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from raymarch.data.error import SceneError
-from raymarch.data.pixels import SHARE, PixelSource, Source, bytes_needed, centres, mask_of
+from raymarch.data.maps import FeatureMaps
+from raymarch.data.pixels import SHARE, PixelSource, Source, bytes_needed, mask_of
 from raymarch.data.scene import Scene
 from raymarch.data.store import free_memory
 from raymarch.types import Pixels
 
 AHEAD = 6  # photos read ahead
-FIELDS = 6  # numbers per slot that the device needs: width, camera, photo's and map's width and height
+FIELDS = 4  # numbers per slot that the device needs: width, camera, width and height; two more per map
 
 
 def budget(device: torch.device | str) -> int:
@@ -61,10 +62,10 @@ class Slots:
     images: Tensor  # [W, pixels, channels] uint8
     kept: Tensor | None  # [W, pixels] int32 places that masks keep
     depth: Tensor | None  # [W, pixels] float32
-    features: Tensor | None  # [W, cells, D] float16
+    features: list[Tensor]  # per head [W, cells, D] float16
 
     def parts(self) -> list[Tensor]:
-        return [x for x in (self.images, self.kept, self.depth, self.features) if x is not None]
+        return [x for x in (self.images, self.kept, self.depth, *self.features) if x is not None]
 
 
 @dataclass
@@ -104,10 +105,8 @@ class PixelWindow(Source):
         if not self._usable:
             raise SceneError(f"the masks keep no pixel of the {len(chosen)} photos chosen")
         self._pixels = max(w * h for w, h in self._sizes)
-        self._cells = 0
-        if scene.features is not None:
-            self._cells = max(scene.features.maps[i][:, :, 0].numel() for i in chosen)
-            self.feature_mode = scene.features.mode
+        self._heads: tuple[FeatureMaps, ...] = () if scene.features is None else scene.features.heads
+        self._cells = [max(head.maps[i][:, :, 0].numel() for i in chosen) for head in self._heads]
         each = sum(x.numel() * x.element_size() for x in self._arrays(1, "meta").parts())
         self.slots = min(most // each, len(self._usable))
         if self.slots < 1:
@@ -135,20 +134,25 @@ class PixelWindow(Source):
             new(self._pixels, self.channels, dtype=torch.uint8),
             new(self._pixels, dtype=torch.int32) if self._masked else None,
             new(self._pixels, dtype=torch.float32) if self._deep else None,
-            new(self._cells, self.feature_width, dtype=torch.float16) if self._cells else None,
+            [
+                new(cells, head.width, dtype=torch.float16)
+                for head, cells in zip(self._heads, self._cells, strict=True)
+            ],
         )
 
     def _make_device_arrays(self) -> None:
         """The slots, and one table of numbers [W + 1 + W FIELDS] whose parts have names of their own."""
         w = self.slots
         self._held = self._arrays(w, self.device)
-        self._table = torch.zeros(w + 1 + w * FIELDS, dtype=torch.int64, device=self.device)
+        self.depth = self._held.depth
+        numbers = w + 1 + w * (FIELDS + 2 * len(self._heads))
+        self._table = torch.zeros(numbers, dtype=torch.int64, device=self.device)
         self.starts = self._table[: w + 1]  # [W + 1] pixels that may be drawn before each slot
         rest = self._table[w + 1 :]
         self.widths, self._camera = rest[:w], rest[w : 2 * w]
         self._image_sizes = rest[2 * w : 4 * w].view(w, 2)
-        self._map_sizes = rest[4 * w :].view(w, 2)
-        self._map_starts = torch.arange(w, device=self.device) * max(self._cells, 1)
+        self._map_sizes = rest[4 * w :].view(len(self._heads), w, 2)
+        self._map_starts = [torch.arange(w, device=self.device) * cells for cells in self._cells]
 
     def _staging(self, pinned: bool) -> Staged:
         return Staged(
@@ -239,9 +243,9 @@ class PixelWindow(Source):
         if slots.depth is not None:
             depth = self.scene.depths[i] if self.scene.depths is not None else None
             slots.depth[0, :count].numpy()[:] = 0 if depth is None else depth.numpy().reshape(-1)
-        if slots.features is not None and self.scene.features is not None:
-            cells = self.scene.features.maps[i].numpy().reshape(-1, self.feature_width)
-            np.copyto(slots.features[0, : len(cells)].numpy(), cells)
+        for head, room in zip(self._heads, slots.features, strict=True):
+            cells = head.maps[i].numpy().reshape(-1, head.width)
+            np.copyto(room[0, : len(cells)].numpy(), cells)
 
     def _send(self, staged: Staged, slot: int, camera: int) -> None:
         """Enqueue the copy to the device, and what it means for the table."""
@@ -253,9 +257,10 @@ class PixelWindow(Source):
         for k, c in enumerate(self._photo):
             width, height = self._sizes[c]
             rest[k], rest[w + k], rest[2 * w + 2 * k], rest[2 * w + 2 * k + 1] = width, c, width, height
-            if self.scene.features is not None:
-                cells = self.scene.features.maps[self.indices[c]].shape
-                rest[4 * w + 2 * k], rest[4 * w + 2 * k + 1] = cells[1], cells[0]
+            for h, head in enumerate(self._heads):
+                rows, columns = head.maps[self.indices[c]].shape[:2]
+                at = (4 + 2 * h) * w + 2 * k
+                rest[at], rest[at + 1] = columns, rows
         for to, source in zip(self._held.parts(), staged.slots.parts(), strict=True):
             to[slot].copy_(source[0], non_blocking=True)
         self._table.copy_(staged.table, non_blocking=True)
@@ -277,12 +282,18 @@ class PixelWindow(Source):
             at = slot * self._pixels + place
         rgb = gather_pixels(self._held.images.view(-1), at, self.channels)
         depth = None if self._held.depth is None else self._held.depth.view(-1).index_select(0, at)
-        feature = None
-        if self._held.features is not None:
-            maps = self._held.features.view(-1, self.feature_width)
-            grids = (self._map_starts, self._map_sizes, self._image_sizes)
-            feature = gather_features(maps, *grids, slot, xy, self.feature_mode)
+        found = []
+        for h, (head, held) in enumerate(zip(self._heads, self._held.features, strict=True)):
+            grids = (self._map_starts[h], self._map_sizes[h], self._image_sizes)
+            found.append(gather_features(held.view(-1, head.width), *grids, slot, xy, head.mode))
+        feature = found[0] if len(found) == 1 else torch.cat(found, dim=1) if found else None
         return Pixels(self._camera.index_select(0, slot), xy, rgb, feature, depth)
+
+
+def centres(place: Tensor, width: Tensor) -> Tensor:
+    """Pixel centres xy [R, 2] float32 of places [R] counted row by row in photos of these widths [R]."""
+    row = torch.div(place, width, rounding_mode="floor")
+    return torch.stack([place - row * width, row], dim=1).float() + 0.5
 
 
 def _is_over(event: torch.cuda.Event | None) -> bool:
