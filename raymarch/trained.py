@@ -52,7 +52,8 @@ class TrainedScene(OpenRun):
         """Render one camera (a Cameras of length 1).
 
         heads: any of rgb, depth, opacity, normals, predicted_normals, feature. Returns images [h, w, ...] by
-        name; `depth` (median) and `expected_depth` [h, w] are distances along the ray in world units.
+        name; `depth` (median) and `expected_depth` [h, w] are distances along the ray in world units, normals
+        are in world axes.
         ValueError names heads this run does not have.
         """
         heads = frozenset(heads)
@@ -61,6 +62,9 @@ class TrainedScene(OpenRun):
         for name in ("depth", "expected_depth"):
             if name in found:
                 found[name] = found[name] * self.world_from_scene.scale
+        for name in ("normals", "predicted_normals"):
+            if name in found:
+                found[name] = self.world_from_scene.rotate(found[name])
         return found
 
     def _check(self, heads: frozenset[str]) -> None:
