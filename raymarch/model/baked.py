@@ -68,7 +68,7 @@ def bits(occupied: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bake(fields: Fields, resolution: int, empty: float) -> Baked:
-    """The grid of a model in evaluation. `empty` is the optical thickness of a cell that may be left out; with
+    """The grid of a model in evaluation. `empty` is the optical thickness of a cell that may go; with
     0 none may, and the radiance field need not be asked."""
     device = fields.radiance.grid.table.device
     cells = resolution**3
