@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
+from bench import frames
 from bench.quality import configured, with_features
 from bench.record import merge
 from raymarch.data.scene import load
-from raymarch.train.evaluate import render_image
-from raymarch.train.runs import start, subset
+from raymarch.train.runs import start
 
 STEPS = {
     "nerfacto_4096": ("nerfacto_so3xr3", 4096, False),
@@ -92,21 +92,6 @@ def waits(trainer, steps: int = 10) -> bool:
     return bool(waited)
 
 
-@torch.no_grad()
-def time_frame(model, cameras, heads: frozenset[str], repeats: int = 3) -> dict[str, float]:
-    torch.cuda.empty_cache()
-    render_image(model, cameras, 0, heads)
-    torch.cuda.reset_peak_memory_stats()
-    laps = []
-    for _ in range(repeats):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        render_image(model, cameras, 0, heads)
-        torch.cuda.synchronize()
-        laps.append((time.perf_counter() - begin) * 1e3)
-    return {"ms": sorted(laps)[len(laps) // 2], "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenes", type=Path)
@@ -124,18 +109,11 @@ def main() -> None:
         if "steps" in args.what:
             timed = args.steps if rays <= 4096 else max(30, args.steps // 6)
             merge("steps", {name: time_steps(trainer, 2 * timed, timed)}, command)
-        if "frames" in args.what and name == "f3rm_4096":
-            cameras = subset(photos.cameras, photos.test, device)
-            plain, full = (
-                frozenset({"rgb", "depth", "opacity"}),
-                frozenset({"rgb", "depth", "opacity", "feature"}),
-            )
-            frames = {"rgb_exact": time_frame(trainer.model, cameras, plain)}
-            frames["features_exact"] = time_frame(trainer.model, cameras, full)
-            print(frames, flush=True)
-            merge("frames", frames, command)
         del trainer
         torch.cuda.empty_cache()
+    if "frames" in args.what:
+        model, photos = frames.trained(args.scenes, 3000, device)
+        merge("frames", frames.measure(model, photos, device, list(frames.ROWS)), command)
 
 
 if __name__ == "__main__":
