@@ -245,6 +245,39 @@ def test_a_name_that_is_not_utf8_is_found_and_printed(tmp_path):
     describe(scene).encode()
 
 
+def test_accents_may_be_spelled_either_way(tmp_path):
+    apart, composed = "cafe\u0301.png", "caf\u00e9.png"
+    records = seeds.small_model(1)
+    records["images"] = {1: replace(records["images"][1], name=apart)}
+    folder = write(tmp_path / "colmap", seeds.colmap_binary, **records)
+    (folder / "images" / apart).rename(folder / "images" / composed)
+    assert load(folder).names == (apart,)
+    meta = json.loads(seeds.transforms(1))
+    meta["frames"][0]["file_path"] = f"images/{apart}"
+    (folder / "transforms.json").write_text(json.dumps(meta))
+    assert load(folder).format.startswith("transforms.json")
+
+
+def test_inspect_says_what_was_recognised_and_what_else_is_there(tmp_path):
+    from raymarch.apps.inspecting import lines
+
+    folder = write(tmp_path, seeds.colmap_binary, **seeds.small_model())
+    (folder / "poses_bounds.npy").write_bytes(seeds.poses_bounds(seeds.ring(3), 12, 8, 10.0))
+    (folder / "images" / "photo 1.png").unlink()
+    text = "\n".join(lines(folder))
+    for part in (
+        "format    COLMAP sparse model in 0/ (binary; OPENCV, OPENCV_FISHEYE,",
+        "6 rigs",
+        "2 of 12 x 8",
+        "held out: photo 0.png",
+        "points    2 of the surface",
+        "1 of 3 frames have no image",
+        "also      poses_bounds.npy (LLFF)",
+        "1 problems were found",
+    ):
+        assert part in text, text
+
+
 # --- rigs ---
 
 

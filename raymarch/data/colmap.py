@@ -17,7 +17,7 @@ import numpy as np
 
 from raymarch.data import colmap_files as files
 from raymarch.data.error import SceneError, printable, some
-from raymarch.data.frames import Frame, Lens, Listing, Options, assemble, is_file
+from raymarch.data.frames import Frame, Lens, Listing, Options, assemble, is_file, spellings
 from raymarch.data.scene import Scene
 from raymarch.data.similarity import Similarity, similarity
 
@@ -151,8 +151,9 @@ def _frame(
         raise SceneError(f"{name} in {folder} was taken by camera {image.camera}, which the model lacks")
     turned = pose[:, :3].T
     to_world = np.concatenate([turned * OPENGL, -turned @ pose[:, 3:]], axis=1)
-    path = photos / image.name.replace("\\", "/")
-    return Frame(name, path if is_file(path) else None, np.array(Z_UP) @ to_world, lens(camera, name))
+    paths = [photos / x for x in spellings(image.name.replace("\\", "/"))]
+    path = next((x for x in paths if is_file(x)), None)
+    return Frame(name, path, np.array(Z_UP) @ to_world, lens(camera, name))
 
 
 def lens(camera: files.Camera, name: str) -> Lens:

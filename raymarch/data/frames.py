@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -480,6 +481,11 @@ def twelve(terms: Sequence[float]) -> np.ndarray:
 
 def _features(features, names: list[str]) -> FeatureMaps | object:
     return read_feature_maps(features, names) if isinstance(features, (str, Path)) else features
+
+
+def spellings(name: str) -> list[str]:
+    """A name as it is, and with accents composed or apart: a Mac writes them one way, others another."""
+    return list(dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]))
 
 
 def is_file(path: Path) -> bool:

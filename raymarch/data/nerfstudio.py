@@ -15,7 +15,17 @@ import torch
 
 from raymarch.data import arrays
 from raymarch.data.error import SceneError
-from raymarch.data.frames import DEPTH_KINDS, Frame, Lens, Listing, Options, assemble, intrinsics, twelve
+from raymarch.data.frames import (
+    DEPTH_KINDS,
+    Frame,
+    Lens,
+    Listing,
+    Options,
+    assemble,
+    intrinsics,
+    spellings,
+    twelve,
+)
 from raymarch.data.images import SUFFIXES, photo_size
 from raymarch.data.normalise import ORIENTATIONS
 from raymarch.data.scene import Scene
@@ -208,6 +218,10 @@ def _frame(entry: dict, meta: dict, path: Path, splits: dict[str, str], hint: st
 
 def find_image(folder: Path, stated: str) -> Path | None:
     """The file that file_path means, with an extension added where it has none; None where there is none."""
+    return next((x for name in spellings(stated) if (x := _image(folder, name)) is not None), None)
+
+
+def _image(folder: Path, stated: str) -> Path | None:
     try:
         path = (folder / stated).resolve()
         if not path.is_file() and "\\" in stated:  # written on Windows
