@@ -208,6 +208,7 @@ class Aligner:
         weighted = j * fit.weight.flatten(1)[..., None]
         count = 3 * self.keep.sum()
         hessian = (weighted.transpose(1, 2) @ j) / count
+        hessian = (hessian + hessian.transpose(1, 2)) / 2
         slope = (weighted * fit.residual.flatten(1)[..., None]).sum(1) / count
         return hessian.double(), slope.double()
 
