@@ -28,6 +28,7 @@ from raymarch.data.synthetic import make_scene
 from raymarch.model.poses import compose
 from raymarch.ops.pose import pose
 from raymarch.train.held_out import aligned_cameras, chequered, evaluate_refined, held_out_cameras
+from raymarch.train.localize import Level, LocalizeConfig
 from raymarch.train.refined import adjusted, named_adjustments, refined_poses, report_rows, with_adjustments
 from raymarch.train.runs import OpenRun, start
 from raymarch.types import LENSES, Cameras
@@ -307,7 +308,9 @@ def refused(capsys, *words):
     return lines[0]
 
 
-def test_the_command_line_reaches_all_of_it(run, truth, tmp_path, capsys):
+def test_the_command_line_reaches_all_of_it(run, truth, tmp_path, capsys, monkeypatch):
+    few = LocalizeConfig(particles=8, rounds=1, levels=(Level(16, 16, 1.0, 1, 2),))
+    monkeypatch.setattr("raymarch.trained.LocalizeConfig", lambda: few)
     cpu = ("--device", "cpu")
     assert "poses.tum" in said(capsys, "export", run, "--poses", "tum", "--out", tmp_path / "tum", *cpu)
     assert "all together" in said(capsys, "poses", run, "--out", tmp_path / "poses.json", *cpu)
