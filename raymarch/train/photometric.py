@@ -233,7 +233,8 @@ class Aligner:
                 (self.slope, slope),
             ):
                 kept.copy_(torch.where(better.view(-1, *[1] * (kept.ndim - 1)), new, kept))
-            self.damping.mul_(torch.where(better, EASIER, HARDER)).clamp_(DAMPING[0], DAMPING[2])
+            # Not `where` of two numbers, which copies them from the host.
+            self.damping.mul_(HARDER + (EASIER - HARDER) * better.float()).clamp_(DAMPING[0], DAMPING[2])
             self.cameras.camera_to_worlds.copy_(self._moved(self.damping.double()))
 
     def _moved(self, damping: Tensor) -> Tensor:
