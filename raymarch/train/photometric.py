@@ -169,6 +169,8 @@ class Aligner:
         self.look_at(view)
         self.poses.copy_(poses)
         self.cost.fill_(torch.inf)
+        self.hessian.zero_()
+        self.slope.zero_()
         self.damping.fill_(DAMPING[1])
 
     def judge(self, seen: Tensor) -> Fit:
