@@ -18,13 +18,13 @@
 namespace raymarch {
 namespace {
 
-// An array of this call alone.
+// An array of this call alone; even an empty one is somewhere.
 template <class T, int... Dims>
 struct Room {
   std::vector<T> numbers;
   View<T, Dims...> view;
   template <class... Sizes>
-  explicit Room(Sizes... sizes) : numbers(size_t((int64_t{1} * ... * sizes))) {
+  explicit Room(Sizes... sizes) : numbers(size_t(std::max<int64_t>(1, (int64_t{1} * ... * sizes)))) {
     view = {numbers.data(), {int64_t(sizes)...}};
   }
   operator In<T, Dims...>() const { return as<In<T, Dims...>>(); }

@@ -413,8 +413,9 @@ class FusedPipeline:
         losses = at.sigma.new_empty(kinds + parts, count)
         w, colour, opacity, summed = field_to_pixels_into(
             losses[:kinds], at.sigma.view(count, samples), last.s, last.t,
-            at.rgb.view(count, samples, 3), hidden, at.normals, predicted, directions, pixels.rgb, counter, [x.s for x in levels],
-            [x.w for x in levels if x.w is not None], self._background(pixels), COLOUR_STREAM,
+            at.rgb.view(count, samples, 3), hidden, at.normals, predicted, directions, pixels.rgb,
+            counter, [x.s for x in levels], [x.w for x in levels if x.w is not None],
+            self._background(pixels), COLOUR_STREAM,
         )  # fmt: skip
         if hidden is None:
             return Seen(w, colour, opacity, None, losses)

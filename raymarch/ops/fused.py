@@ -12,10 +12,13 @@ from torch import Tensor, empty_like
 from raymarch.ops._op import differentiable, launch, op
 from raymarch.ops.contract import norm_code
 from raymarch.ops.harmonics import LAYOUTS, SIGNS
+from raymarch.ops.losses import interlevel_forward
+from raymarch.ops.mlp import density_forward
 from raymarch.ops.pixels import LOOKUPS
 from raymarch.ops.pose import MODES, SMALL_ANGLES
 from raymarch.ops.rays import COMPOSES, EYE_DISTANCE, rays_backward
 from raymarch.ops.sample import JITTERS, SPACINGS
+from raymarch.ops.weights import weights_forward
 
 BACKGROUNDS = {"last_sample": 2, "black": 0, "white": 3, "random": 4}  # as in math/composite.h
 HARMONICS = 16
@@ -348,6 +351,35 @@ def proposal_backward(
     return grad_h
 
 
+class _ProposalLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, y, scale, s, t, s_fine, w_fine):
+        sigma = density_forward(h, y, scale).view(s.shape[0], s.shape[1] - 1)
+        w = weights_forward(sigma, t.diff())
+        ctx.save_for_backward(h, y, s, t, w, s_fine, w_fine)
+        ctx.scale = scale
+        return interlevel_forward(s_fine, w_fine, s, w).sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():
+            raise RuntimeError("proposal_loss is once differentiable")
+        h, y, s, t, w, s_fine, w_fine = ctx.saved_tensors
+        found = proposal_backward(h, y, ctx.scale, s, t, w, s_fine, w_fine, grad.reshape(1))
+        return found, *[None] * 6
+
+
+def proposal_loss(
+    h: Tensor, y: Tensor, scale: float, s: Tensor, t: Tensor, s_fine: Tensor, w_fine: Tensor
+) -> Tensor:
+    """The sum over rays of `interlevel` for the weights that a proposal network's output h gives; a scalar.
+
+    h [R * P, C], y [R * P, 3] and s, t [R, P + 1] as in `resample`; s_fine [R, F + 1], w_fine [R, F]. Its
+    gradient, to h alone, goes through interlevel, weights and density in one pass.
+    """
+    return _ProposalLoss.apply(h, y, float(scale), s, t, s_fine, w_fine)
+
+
 @op
 def radiance_inputs_forward(
     h: Tensor,
@@ -607,7 +639,7 @@ class _FeatureLoss(torch.autograd.Function):
         losses, grad_hidden, grad_layer = feature_loss_forward(hidden, layer, target)
         ctx.save_for_backward(grad_hidden, grad_layer)
         ctx.count = max(target.numel(), 1)
-        return losses.sum() / ctx.count
+        return losses.sum() / target.numel()
 
     @staticmethod
     def backward(ctx, grad):
@@ -705,10 +737,9 @@ def field_to_pixels_backward(
     to_directions: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad_sigma, grad_rgb = empty_like(sigma), empty_like(rgb)
-    none = sigma.new_empty(0)
-    grad_hidden = none if hidden is None else empty_like(hidden)
-    grad_predicted = empty_like(rgb) if to_predicted else none
-    grad_directions = sigma.new_empty(sigma.shape[0], 3) if to_directions else none
+    grad_hidden = sigma.new_empty(0) if hidden is None else empty_like(hidden)
+    grad_predicted = empty_like(rgb) if to_predicted else sigma.new_empty(0)
+    grad_directions = sigma.new_empty(sigma.shape[0], 3) if to_directions else sigma.new_empty(0)
     given = (
         sigma,
         s,
