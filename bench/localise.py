@@ -6,8 +6,8 @@ SCENE is a folder of posed photos, fox_full say. Without a run at RUN, nerfacto 
 off, so that the photos' own poses are the truth; every 8th photo held out). A run whose poses were refined is
 compared with held-out poses moved along (evaluation mode `align`). Each held-out pose is turned about a
 random axis and moved in a random direction by exactly the amounts given. Sizes are in parts of the largest
-distance of a training camera from the mean of all. Seconds are of a host clock around the call, photo decoding
-and overlay left out; the first photo, which also captures CUDA graphs, is told apart.
+distance of a training camera from the mean of all. Seconds are of a host clock around the call, without
+decoding and overlay; the first photo, which also captures CUDA graphs, is told apart.
 """
 
 from __future__ import annotations

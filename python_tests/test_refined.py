@@ -8,8 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from raymarch.apps.cli import main
 from raymarch.apps.demo import demo_config
 from raymarch.apps.exporting import export_run
 from raymarch.apps.frustums import frustum_chart
@@ -26,6 +28,7 @@ from raymarch.data.synthetic import make_scene
 from raymarch.model.poses import compose
 from raymarch.ops.pose import pose
 from raymarch.train.held_out import aligned_cameras, chequered, evaluate_refined, held_out_cameras
+from raymarch.train.localize import Level, LocalizeConfig
 from raymarch.train.refined import adjusted, named_adjustments, refined_poses, report_rows, with_adjustments
 from raymarch.train.runs import OpenRun, start
 from raymarch.types import LENSES, Cameras
@@ -289,3 +292,44 @@ def test_a_frozen_camera_stays_through_training(data, tmp_path):
     found = refined_poses(OpenRun(tmp_path / "run", "cpu"))
     assert [i for i in range(VIEWS) if torch.equal(found.given[i], found.refined[i])] == [0, 3]
     assert rotation_angle(found.refined[1, :, :3].T @ found.given[1, :, :3]) > 0
+
+
+def said(capsys, *words):
+    main([str(word) for word in words])
+    return capsys.readouterr().out
+
+
+def refused(capsys, *words):
+    """The one sentence a failing command says."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 1 and len(lines) == 1, lines
+    return lines[0]
+
+
+def test_the_command_line_reaches_all_of_it(run, truth, tmp_path, capsys, monkeypatch):
+    few = LocalizeConfig(particles=8, rounds=1, levels=(Level(16, 16, 1.0, 1, 2),))
+    monkeypatch.setattr("raymarch.trained.LocalizeConfig", lambda: few)
+    cpu = ("--device", "cpu")
+    assert "poses.tum" in said(capsys, "export", run, "--poses", "tum", "--out", tmp_path / "tum", *cpu)
+    assert "all together" in said(capsys, "poses", run, "--out", tmp_path / "poses.json", *cpu)
+    assert "index.html" in said(capsys, "report", run, *cpu)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(truth.images[VIEWS].numpy()).save(photo)
+    pose_file = tmp_path / "pose.json"
+    pose_file.write_text(json.dumps({"transform_matrix": torch.eye(4).tolist()}))
+    told = said(capsys, "localize", run, photo, "--init", pose_file, "--out", tmp_path / "found", *cpu)
+    assert "not found: the rendering explains" in told  # two steps of training explain no photo
+    stored = json.loads((tmp_path / "found" / "photo.json").read_text())
+    assert stored["converged"] is False and np.array(stored["covariance"]).shape == (6, 6)
+    assert (tmp_path / "found" / "photo_overlay.png").exists()
+    assert "no photo at" in refused(capsys, "localize", run, tmp_path / "gone.jpg", *cpu)
+    assert "fx,fy,cx,cy" in refused(capsys, "localize", run, photo, "--intrinsics", "1,2", *cpu)
+    assert "outside the photo" in refused(capsys, "localize", run, photo, "--intrinsics", "9,9,99,9", *cpu)
+    assert "there is no run" in refused(capsys, "localize", tmp_path / "nowhere", photo, *cpu)
+    pose_file.write_text("{}")
+    assert "neither camera_to_world nor" in refused(capsys, "localize", run, photo, "--init", pose_file, *cpu)
+    (tmp_path / "empty").mkdir()
+    assert "holds no checkpoint" in refused(capsys, "localize", tmp_path / "empty", photo, *cpu)
+    assert "nothing to export" in refused(capsys, "export", run, *cpu)

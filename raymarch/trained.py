@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from raymarch.features.query import similarity
 from raymarch.model import HEADS
-from raymarch.train.evaluate import render_image
+from raymarch.model.frames import FrameRenderer
 from raymarch.train.localize import Localisation, LocalizeConfig, Localizer
 from raymarch.train.refined import RefinedPoses, refined_poses
 from raymarch.train.runs import OpenRun, subset
@@ -48,29 +49,51 @@ class TrainedScene(OpenRun):
             )
         return subset(cameras, (index,), self.device)
 
-    def render(self, camera: Cameras, heads: Iterable[str] = ("rgb", "depth")) -> dict[str, Tensor]:
+    @cached_property
+    def frames(self) -> FrameRenderer:
+        """What renders this scene's frames, kept between them."""
+        return FrameRenderer(self.model)
+
+    def render(
+        self,
+        camera: Cameras,
+        heads: Iterable[str] = ("rgb", "depth"),
+        mode: str = "exact",
+        embeddings: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Render one camera (a Cameras of length 1).
 
-        heads: any of rgb, depth, opacity, normals, predicted_normals, feature. Returns images [h, w, ...] by
-        name; `depth` (median) and `expected_depth` [h, w] are distances along the ray in world units.
-        ValueError names heads this run does not have.
+        heads: any of rgb, depth, opacity, normals, predicted_normals, feature, similarity. Returns images [h,
+        w, ...] by name; `depth` (median) and `expected_depth` [h, w] are distances along the ray in world
+        units, normals are in world axes, `similarity` [h, w, K] the cosines of features with `embeddings`
+        [K, D]. mode "reduced" is several times faster and close to "exact"; `model.reduced` holds its switches
+        and bounds. Feature images that do not fit on the GPU are returned in the host's memory.
+        ValueError names heads this run does not have, unknown modes and embeddings of another width.
         """
         heads = frozenset(heads)
-        self._check(heads)
-        found = render_image(self.model, _on(camera, self.device), 0, heads | {"rgb"})
+        self._check(heads, embeddings)
+        found = self.frames.render(_on(camera, self.device), 0, heads | {"rgb"}, mode, embeddings)
         for name in ("depth", "expected_depth"):
             if name in found:
                 found[name] = found[name] * self.world_from_scene.scale
+        for name in ("normals", "predicted_normals"):
+            if name in found:
+                found[name] = self.world_from_scene.rotate(found[name])
         return found
 
-    def _check(self, heads: frozenset[str]) -> None:
-        have = set(HEADS)
+    def _check(self, heads: frozenset[str], embeddings: Tensor | None = None) -> None:
+        have = {*HEADS, "similarity"}
         if self.model.fields.feature is None:
-            have.discard("feature")
+            have -= {"feature", "similarity"}
         if not self.config.model.fields.radiance.predicted_normals:
             have.discard("predicted_normals")
         if missing := sorted(heads - have):
             raise ValueError(f"this run has no head {missing[0]!r}; it has {', '.join(sorted(have))}")
+        width = self.config.model.fields.feature.width
+        if embeddings is not None and (embeddings.dim() != 2 or embeddings.shape[1] != width):
+            raise ValueError(
+                f"embeddings have shape {list(embeddings.shape)}, expected [K, {width}], the run's features"
+            )
 
     @torch.no_grad()
     def query(self, points: Tensor, chunk: int = 1 << 20) -> dict[str, Tensor]:

@@ -83,7 +83,7 @@ class Field:
     normals: Tensor | None = None  # [R, S, 3] unit, from the density gradient, no graph
     predicted_normals: Tensor | None = None  # [R, S, 3] unit
     feature: Tensor | None = None  # [R, S, H] the feature head's last hidden layer
-    feature_layer: Tensor | None = None  # [D, H] the linear layer that turns it into features
+    feature_layer: Tensor | None = None  # [D, H] the linear layer that turns it into features, if wanted
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
@@ -37,12 +37,16 @@ def train(
     split: str | None = None,
     adjustments: Path | None = None,
     convention: Literal["camera", "world"] | None = None,
+    masks: Literal["ignore", "empty", "none"] = "ignore",
+    alpha: Literal["empty", "ignore", "none"] = "empty",
+    memory: Literal["auto", "memory", "disk"] = "auto",
+    cache: str = "auto",
     device: Device = "auto",
 ) -> None:
     """Train on a folder of posed photos.
 
     Args:
-        scene: Folder with transforms.json (nerfstudio, instant-ngp) or a Blender scene.
+        scene: Scene of nerfstudio, instant-ngp, COLMAP, LLFF or Blender; found by what the folder holds.
         preset: nerfacto, f3rm or tiny.
         steps: Training steps (default: the preset's).
         out: Run folder (default: runs/SCENE-PRESET).
@@ -51,6 +55,10 @@ def train(
         split: How photos are held out: every8, fraction, none (default: the scene's own split, else every8).
         adjustments: Pose adjustments to begin with, as nerfstudio has them: .safetensors, .npz or .json.
         convention: Of the adjustments: camera (nerfstudio 0.3, F3RM) or world (nerfstudio 1).
+        masks: What zero in a mask means: never draw the pixel, nothing is there, or nothing at all.
+        alpha: The same for transparent pixels.
+        memory: Where decoded photos lie; auto maps them from files where they take half of the free memory.
+        cache: Folder for decoded photos that were downscaled or are mapped; auto (the user's) or none.
         device: Where to run.
     """
     from raymarch.apps.run_page import write_run_page
@@ -66,12 +74,21 @@ def train(
     if steps is not None:
         config = override(config, f"train.trainer.steps={steps}")
     run = out or Path("runs") / f"{scene.resolve().name}-{preset}"
-    loaded = load(scene, downscale=downscale, split=split)
+    options: dict[str, Any] = {
+        "downscale": downscale,
+        "split": split,
+        "masks": masks,
+        "alpha": alpha,
+        "memory": memory,
+    }
+    options["cache"] = None if cache == "none" else cache
+    loaded = load(scene, **options)
     moved = named_adjustments(adjustments, convention)
     loaded = with_adjustments(loaded, moved)
-    _say(*(f"note: {problem}" for problem in loaded.problems))
-    source = {"path": str(scene.resolve()), "options": {"downscale": downscale, "split": split}}
-    _train(start(loaded, config, run, device, source | ({"adjustments": moved} if moved else {})))
+    source = {"path": str(scene.resolve()), "options": options} | ({"adjustments": moved} if moved else {})
+    trainer = start(loaded, config, run, device, source)
+    _say(loaded.format, *(f"note: {line}" for line in (*loaded.problems, *loaded.notes)))
+    _train(trainer)
     write_run_page(run, device)
     print(run)
 
@@ -97,6 +114,7 @@ def _train(trainer) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    _say(trainer.source.summary())
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[psnr]}"))
     try:
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
@@ -238,15 +256,26 @@ def report(run: Positional[Path], device: Device = "auto") -> None:
     print(write_run_page(run, device))
 
 
-def inspect(scene: Positional[Path]) -> None:
-    """Say what a folder holds: cameras, lenses, sizes, bounds, problems.
+def inspect(
+    scene: Positional[Path],
+    downscale: int | None = None,
+    split: str | None = None,
+    masks: Literal["ignore", "empty", "none"] = "ignore",
+    alpha: Literal["empty", "ignore", "none"] = "empty",
+) -> None:
+    """Say what a folder holds: format, cameras, lenses, sizes, masks, depths, bounds, split, problems.
 
     Args:
         scene: Folder of posed photos.
+        downscale: Shrink photos by this whole factor.
+        split: How photos are held out.
+        masks: What zero in a mask means.
+        alpha: The same for transparent pixels.
     """
-    from raymarch.data.scene import describe, load
+    from raymarch.apps.inspecting import lines
 
-    print(describe(load(scene)))
+    for line in lines(scene, downscale=downscale, split=split, masks=masks, alpha=alpha):
+        print(line)
 
 
 def doctor() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from raymarch.apps.images import save_depth, save_rgb
+from raymarch.apps.images import file_stems, save_depth, save_rgb
 from raymarch.config import ConfigError
 from raymarch.data.scene import Scene, load
 from raymarch.train.evaluate import ImageMetrics, evaluate
@@ -46,12 +46,13 @@ def evaluate_run(
     out.mkdir(exist_ok=True)
     rows, stored = [], []
     yield f"{'photo':32} {'PSNR':>7} {'SSIM':>7}  poses"
+    stems = file_stems(names)
     for row, frame, words in _measured(opened, [scene.images[i] for i in scene.test], names, scene, poses):
         rows.append(row)
         stored.append(asdict(row) | words)
         yield f"{row.name[-32:]:32} {row.psnr:7.2f} {row.ssim:7.4f}  {poses}{_told(words)}"
         if images:
-            stem = Path(row.name).stem
+            stem = stems[len(rows) - 1]
             save_rgb(out / f"{stem}_rgb.png", frame["rgb"])
             save_depth(out / f"{stem}_depth.png", frame["depth"])
     mean = {k: sum(getattr(r, k) for r in rows) / len(rows) for k in ("psnr", "ssim")}

@@ -10,6 +10,7 @@ from raymarch.model.fields import Fields, FieldsConfig
 from raymarch.model.losses import LossesConfig, losses
 from raymarch.model.poses import Poses, PosesConfig
 from raymarch.model.rays import RaysConfig, generate
+from raymarch.model.reduced import ReducedConfig
 from raymarch.model.renderer import Renderer, RendererConfig
 from raymarch.model.sampler import Sampler, SamplerConfig
 from raymarch.ops.losses import scale_gradients
@@ -27,6 +28,7 @@ class ModelConfig:
     fields: FieldsConfig = field(default_factory=FieldsConfig)
     renderer: RendererConfig = field(default_factory=RendererConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
+    reduced: ReducedConfig = field(default_factory=ReducedConfig)
 
 
 def calmed(field: Field, samples: Samples) -> Field:

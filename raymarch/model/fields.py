@@ -159,22 +159,31 @@ class RadianceField(nn.Module):
         return code.expand(rays.origins.shape[0], -1).contiguous()
 
     @torch.no_grad()
-    def gradient_normals(self, rays: Rays, samples: Samples, y: Tensor, encoded: Tensor) -> Tensor:
-        """Unit normals [R, S, 3] against the density gradient; no graph."""
+    def normals_at(self, x: Tensor, y: Tensor, encoded: Tensor) -> Tensor:
+        """Unit normals [P, 3] against the density gradient at positions x, in the unit cube y; no graph."""
         seed = torch.zeros(y.shape[0], 1 + self.config.geometry_features, device=y.device, dtype=y.dtype)
         seed[:, 0] = 1  # d z / d z, z the density before its activation
         slope = self.grid.input_gradient(y, self.mlp.input_gradient(encoded, seed))
         if self.config.normals_space == "world":  # pull back through the contraction
-            x = positions(rays.origins, rays.directions, samples.t).view(-1, 3).requires_grad_()
+            x = x.detach().requires_grad_()
             with torch.enable_grad():
                 (slope,) = torch.autograd.grad(contract_unit(x, self.norm), x, slope)
-        return -F.normalize(slope, dim=-1).view(*samples.t.shape[:1], -1, 3)
+        return -F.normalize(slope, dim=-1)
+
+    def gradient_normals(self, rays: Rays, samples: Samples, y: Tensor, encoded: Tensor) -> Tensor:
+        """The same at the samples, [R, S, 3]."""
+        with torch.no_grad():
+            x = positions(rays.origins, rays.directions, samples.t).view(-1, 3)
+        return self.normals_at(x, y, encoded).view(*samples.t.shape[:1], -1, 3)
+
+    def predicted_at(self, x: Tensor, h: Tensor) -> Tensor:
+        """Unit normals [P, 3] that their own network predicts at positions x from the base's output h."""
+        inputs = torch.cat([self.fourier(x), h[:, 1:]], -1)
+        return F.normalize(torch.tanh(self.normals_layer(self.normals(inputs))), dim=-1)
 
     def predict_normals(self, rays: Rays, samples: Samples, h: Tensor) -> Tensor:
         x = positions(rays.origins, rays.directions, samples.t).view(-1, 3)
-        inputs = torch.cat([self.fourier(x), h[:, 1:]], -1)
-        n = torch.tanh(self.normals_layer(self.normals(inputs)))
-        return F.normalize(n, dim=-1).view(*samples.t.shape[:1], -1, 3)
+        return self.predicted_at(x, h).view(*samples.t.shape[:1], -1, 3)
 
     def forward(self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool) -> Field:
         y = unit_positions(rays, samples, self.norm)
@@ -245,9 +254,10 @@ class Fields(nn.Module):
 
     def forward(self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool) -> Field:
         found = self.radiance(rays, samples, heads, train)
-        if self.feature is None or "feature" not in heads:
+        if self.feature is None or heads.isdisjoint({"feature", "feature_hidden"}):
             return found
-        return replace(found, feature=self.feature(rays, samples), feature_layer=self.feature.layer)
+        layer = self.feature.layer if "feature" in heads else None
+        return replace(found, feature=self.feature(rays, samples), feature_layer=layer)
 
     def at(self, points: Tensor) -> dict[str, Tensor]:
         """Density [P] and, where there is a feature field, features [P, D] at scene positions [P, 3]."""

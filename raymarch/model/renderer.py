@@ -50,9 +50,9 @@ class Renderer(nn.Module):
         """
         w = weights(field.density, samples.t.diff())
         hidden = field.feature
-        if hidden is not None and self.config.feature_path == "per_sample":
-            assert field.feature_layer is not None
-            hidden = hidden @ field.feature_layer.T
+        per_sample = self.config.feature_path == "per_sample" and field.feature_layer is not None
+        if hidden is not None and per_sample:
+            hidden = hidden @ field.feature_layer.T  # type: ignore[union-attr]
         apart = hidden is not None and detach_feature_weights
         out = composite(
             w,
@@ -72,8 +72,8 @@ class Renderer(nn.Module):
             expected_depth=self._expected(out.expected_depth, w, samples),
             normals=out.normals,
             predicted_normals=out.predicted_normals,
-            feature=self._features(summed, field),
-            feature_hidden=summed if self.config.feature_path == "deferred" else None,
+            feature=summed if per_sample else self._features(summed, field),
+            feature_hidden=None if per_sample else summed,
             weights=w if train else None,
             samples=samples if train else None,
             field=field if train else None,
@@ -83,9 +83,8 @@ class Renderer(nn.Module):
 
     def _features(self, summed: Tensor | None, field: Field) -> Tensor | None:
         """The last, linear layer commutes with compositing: W sum_i w_i h_i = sum_i w_i W h_i."""
-        if summed is None or self.config.feature_path == "per_sample":
-            return summed
-        assert field.feature_layer is not None
+        if summed is None or field.feature_layer is None:
+            return None
         return summed @ field.feature_layer.T
 
     def _expected(self, clipped: Tensor, w: Tensor, samples: Samples) -> Tensor:

@@ -229,7 +229,8 @@ def _in_world(run: OpenRun, covariance: Tensor) -> Tensor:
     turn = torch.block_diag(
         run.world_from_scene.scale * run.world_from_scene.rotation, run.world_from_scene.rotation
     )
-    return turn @ covariance @ turn.T
+    found = turn @ covariance @ turn.T
+    return (found + found.T) / 2
 
 
 def overlay_of(run: OpenRun, camera: Cameras, photo: Tensor) -> Tensor:

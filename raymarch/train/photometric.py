@@ -169,6 +169,8 @@ class Aligner:
         self.look_at(view)
         self.poses.copy_(poses)
         self.cost.fill_(torch.inf)
+        self.hessian.zero_()
+        self.slope.zero_()
         self.damping.fill_(DAMPING[1])
 
     def judge(self, seen: Tensor) -> Fit:
@@ -208,6 +210,7 @@ class Aligner:
         weighted = j * fit.weight.flatten(1)[..., None]
         count = 3 * self.keep.sum()
         hessian = (weighted.transpose(1, 2) @ j) / count
+        hessian = (hessian + hessian.transpose(1, 2)) / 2
         slope = (weighted * fit.residual.flatten(1)[..., None]).sum(1) / count
         return hessian.double(), slope.double()
 
@@ -232,7 +235,8 @@ class Aligner:
                 (self.slope, slope),
             ):
                 kept.copy_(torch.where(better.view(-1, *[1] * (kept.ndim - 1)), new, kept))
-            self.damping.mul_(torch.where(better, EASIER, HARDER)).clamp_(DAMPING[0], DAMPING[2])
+            # Not `where` of two numbers, which copies them from the host.
+            self.damping.mul_(HARDER + (EASIER - HARDER) * better.float()).clamp_(DAMPING[0], DAMPING[2])
             self.cameras.camera_to_worlds.copy_(self._moved(self.damping.double()))
 
     def _moved(self, damping: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymarch.data.pixels import PixelSource
+from raymarch.data.pixels import Source
 from raymarch.model import Model
 from raymarch.model.fused import FusedPipeline, unsupported
 from raymarch.model.sampler import anneal_at, updates_at
@@ -40,6 +40,8 @@ class TrainerConfig:
     keep: int = 2  # checkpoints kept
     graph: bool = True  # on CUDA, capture the step
     fused: bool = True  # train in fused stages where they can do all that the config asks for
+    photos_gb: float = 0.0  # most device memory for photos and feature maps; 0: most of what is free
+    photos_every: int = 4  # steps between replacements, where not all of them fit
 
 
 @contextmanager
@@ -78,7 +80,7 @@ class Trainer:
     def __init__(
         self,
         model: Model,
-        source: PixelSource,
+        source: Source,
         config: Any,
         run: Path | None = None,
         scene_meta: dict[str, Any] | None = None,
@@ -167,6 +169,7 @@ class Trainer:
 
     def _advance(self) -> None:
         """One step, through a graph where there is one."""
+        self.source.prepare(self.step)
         update = bool(self._updates[self.step])
         if self.device.type != "cuda" or not self.config.graph:
             self._one_step(update)
@@ -260,6 +263,7 @@ class Trainer:
         bad = int(self.counter[1])
         self.step = bad
         self.healthy.fill_(True)
+        self.source.prepare(bad)
         culprit = find_non_finite(lambda: self._one_step(bool(self._updates[bad])))
         self.counter[1] = bad
         self.save()

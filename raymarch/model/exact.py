@@ -1,0 +1,94 @@
+"""Pictures of pixels at full quality: the pipeline as it trains, and on CUDA the same with stages in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raymarch.model.fields import ProposalField
+from raymarch.model.rays import generate
+from raymarch.model.reduced import networks_fit, pictured, pictures
+from raymarch.ops.composite import composite
+from raymarch.ops.samples import samples_to_density
+from raymarch.types import Cameras, Pixels, Rays, Rendering, Samples
+
+if TYPE_CHECKING:
+    from raymarch.model import Model
+
+FEATURE_RAYS = 4096  # whose feature samples are in memory at once
+FUSED_HEADS = frozenset({"rgb", "depth", "opacity", "feature_hidden"})
+
+
+def heads_of(rendering: Rendering) -> dict[str, Tensor]:
+    """The per-ray tensors of a rendering by name."""
+    names = [f.name for f in fields(Rendering)]
+    skip = {"weights", "samples", "field", "rays", "proposals"}
+    found = {n: getattr(rendering, n) for n in names if n not in skip}
+    return {n: v for n, v in found.items() if isinstance(v, Tensor)}
+
+
+def density_in_one(field: ProposalField) -> Callable[[Rays, Samples], Tensor] | None:
+    """The field's density through `samples_to_density`, or None where that does not run its network."""
+    config = field.config
+    if field.grid.outputs > 16 or config.layers != 1 or config.hidden > 64:
+        return None
+
+    def density(rays: Rays, samples: Samples) -> Tensor:
+        stored = field.grid._looked_up()
+        return samples_to_density(
+            rays.origins,
+            rays.directions,
+            samples.t,
+            field.grid.table if stored is None else stored,
+            field.grid.settings,
+            field.mlp.params,
+            config.hidden,
+            config.average_init_density,
+            field.mlp.padding,
+            field.norm,
+            field.grid.interpolation,
+            field.grid.layout,
+        )
+
+    return density
+
+
+def render_pixels(
+    model: Model, pixels: Pixels, cameras: Cameras, heads: frozenset[str], fused: bool = True
+) -> dict[str, Tensor]:
+    """The heads of pixels by name, in evaluation; `feature_hidden` is the composited hidden layer alone.
+
+    `fused` allows ops that do several stages at once, on CUDA: the same samples, colours to rounding.
+    """
+    renderer = model.config.renderer
+    plain = renderer.expected_depth_clip == "ray" and renderer.feature_path == "deferred"
+    allowed = fused and pixels.xy.is_cuda and plain and heads <= FUSED_HEADS
+    if not allowed or not networks_fit(model.fields.radiance):
+        return heads_of(model(pixels, cameras, train=False, heads=heads))
+    rays = generate(pixels, cameras, None, model.config.rays, False)
+    densities = [density_in_one(f) or f for f in model.fields.proposals]  # type: ignore[arg-type]
+    samples, _ = model.sampler(rays, densities)
+    seen = pictures(model, rays, samples.t, "feature_hidden" in heads)
+    found = pictured(seen)
+    if "feature_hidden" in heads:
+        assert seen.weights is not None
+        found["feature_hidden"] = hidden(model, rays, samples, seen.weights)
+    return found
+
+
+def hidden(model: Model, rays: Rays, samples: Samples, w: Tensor) -> Tensor:
+    """The composited hidden layer [R, H] under weights w [R, S], few rays at a time: samples are wide."""
+    assert model.fields.feature is not None
+    parts = []
+    for first in range(0, len(w), FEATURE_RAYS):
+        part = slice(first, first + FEATURE_RAYS)
+        some = Samples(samples.s[part], samples.t[part])
+        lines = replace(rays, origins=rays.origins[part], directions=rays.directions[part])
+        summed = composite(w[part], some.t, feature=model.fields.feature(lines, some)).feature
+        assert summed is not None
+        parts.append(summed)
+    return torch.cat(parts)

@@ -1,0 +1,429 @@
+"""Whole images, in chunks of tiles of 8 x 4 pixels: neighbouring rays read the same memory and end together.
+
+On CUDA one chunk is captured in a graph, which is replayed with another first pixel until the frame is full:
+the host does nothing per ray and waits for nothing within a frame. The number of rays in flight follows from
+free memory and `max_gb`. After running out of memory a frame is tried once more with a quarter of the rays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from raymarch.model import exact, reduced
+from raymarch.model.baked import Baked, bake
+from raymarch.model.rays import generate
+from raymarch.types import Cameras, Pixels
+
+if TYPE_CHECKING:
+    from raymarch.model import Model
+
+MODES = ("exact", "reduced")
+IMAGE_HEADS = frozenset({"rgb", "depth", "opacity"})
+TILE_WIDTH, TILE_HEIGHT = 8, 4
+TILE = TILE_WIDTH * TILE_HEIGHT
+MOST_RAYS = 1 << 18  # in flight: more gain nothing
+CPU_RAYS = 1 << 14
+FEATURE_ROWS = 1 << 15  # pixels whose feature vectors are made at once
+
+
+class OutOfMemory(RuntimeError):
+    """A frame does not fit; the message names what to lower."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How frames are rendered, whatever they show."""
+
+    max_gb: float = 2.0  # of GPU memory for one frame, beside the model's own
+    graph: bool = True  # on CUDA, capture a chunk
+    fused: bool = True  # on CUDA, the ops that do several stages at once where they fit the networks
+    half_features: bool = False  # feature images as float16
+
+
+def tile_order(width: int, height: int, step: int = 1, device: torch.device | str = "cpu") -> Tensor:
+    """Numbers y * width + x of an image's pixels tile by tile, row-major within tiles; -1 beyond the border.
+
+    With `step`, of the image of every step-th pixel, in the order in which these lie in the full one's tiles.
+    """
+    across, down = -(-width // TILE_WIDTH), -(-height // TILE_HEIGHT)
+    number = torch.arange(across * down * TILE, device=device)
+    tile, place = number // TILE, number % TILE
+    x = tile % across * TILE_WIDTH + place % TILE_WIDTH
+    y = tile // across * TILE_HEIGHT + place // TILE_WIDTH
+    inside = (x < width) & (y < height)
+    if step > 1:
+        chosen = (x % step == 0) & (y % step == 0)
+        x, y, inside = x[chosen] // step, y[chosen] // step, inside[chosen]
+        width = -(-width // step)
+    return torch.where(inside, y * width + x, -1)
+
+
+@dataclass
+class Canvas:
+    """What one size of frame and one set of heads write: images with one more pixel, for what lies beyond."""
+
+    width: int
+    height: int
+    step: int  # features at every so many pixels
+    order: Tensor  # [N] int64: pixel numbers in tile order, then padding up to whole chunks
+    low_order: Tensor | None  # the same of the image of every step-th pixel
+    xy: Tensor  # [N, 2] float32
+    images: dict[str, Tensor]  # [h w + 1, C]
+
+
+@dataclass
+class Recorded:
+    """A captured chunk and what it reads."""
+
+    graph: torch.cuda.CUDAGraph
+    canvas: Canvas
+    rays: int
+
+
+class FrameRenderer:
+    """Renders frames of one model. Keep it: the second frame of a size costs less than the first."""
+
+    def __init__(self, model: Model, settings: Settings = Settings()):
+        self.model, self.settings = model, settings
+        self._baked: Baked | None = None
+        self._baked_from: tuple[int, ...] = ()
+        self._recorded: dict[tuple, Recorded] = {}
+        self._pool: Any = None  # of memory that captured chunks share
+        self._camera: Cameras | None = None
+        self._first: Tensor | None = None
+        self._fold: tuple[tuple, tuple[Tensor, Tensor]] | None = None
+
+    @torch.no_grad()
+    def render(
+        self,
+        cameras: Cameras,
+        camera: int = 0,
+        heads: frozenset[str] = IMAGE_HEADS,
+        mode: str = "exact",
+        embeddings: Tensor | None = None,
+        chunk: int | None = None,
+    ) -> dict[str, Tensor]:
+        """One frame, head by head: `rgb` [h, w, 3], `depth` [h, w] in scene units, ...
+
+        heads: those of `raymarch.model.HEADS`, and `similarity` [h, w, K], the cosines of features and
+        `embeddings` [K, D]. `mode` "reduced" is faster and close (`raymarch.model.reduced`). `chunk` is the
+        number of rays in flight, by default from free memory. Feature images that would not fit into `max_gb`
+        are returned on the host. ValueError for unknown modes and missing embeddings; OutOfMemory.
+        """
+        if mode not in MODES:
+            raise ValueError(f"render: mode is {mode!r}, expected one of {', '.join(MODES)}")
+        if "similarity" in heads and embeddings is None:
+            raise ValueError("render: the head similarity needs embeddings [K, D], as from a text encoder")
+        device = cameras.camera_to_worlds.device
+        rays = chunk or chunk_size(self.model, heads, mode, device, self.settings.max_gb, self.settings.fused)
+        was_training = self.model.training
+        self.model.train(False) if was_training else None
+        threads = torch.get_num_threads()
+        if device.type == "cpu":
+            torch.set_num_threads(1)  # our pool has the cores; see trainer.one_torch_thread
+        try:
+            if mode == "reduced":
+                self._bake(was_training)
+            self._refresh_tables()
+            try:
+                return self._frame(cameras, camera, heads, mode, embeddings, rays)
+            except torch.OutOfMemoryError:
+                pass  # outside the handler, so that the failed frame's memory is free
+            self.forget()
+            try:
+                return self._frame(cameras, camera, heads, mode, embeddings, max(TILE, rays // 4))
+            except torch.OutOfMemoryError:
+                self.forget()
+                raise OutOfMemory(
+                    f"neither {rays} nor {max(TILE, rays // 4)} rays in flight fit into GPU memory: render "
+                    "fewer heads or a smaller image, lower model.sampler.samples, or free memory on the GPU"
+                ) from None
+        finally:
+            torch.set_num_threads(threads)
+            self.model.train(was_training) if was_training else None
+
+    def forget(self) -> None:
+        """Give captured chunks and the baked grid's memory back."""
+        self._recorded.clear()
+        self._pool = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def bake(self) -> Baked:
+        """The baked grid of the reduced mode, made again where the model has changed since."""
+        self._bake(self.model.training)
+        assert self._baked is not None
+        return self._baked
+
+    def _bake(self, changed: bool) -> None:
+        stamp = tuple(p._version for p in self.model.fields.parameters())
+        if self._baked is not None and stamp == self._baked_from and not changed:
+            return
+        config = self.model.config.reduced
+        empty = config.empty if reduced.in_one(self.model) else 0.0  # nobody else reads the bits
+        made = bake(self.model.fields, config.resolution, empty)
+        if self._baked is None:
+            self._baked = made
+        else:  # into the same memory, which captured chunks read
+            self._baked.density.copy_(made.density)
+            if self._baked.occupied is not None and made.occupied is not None:
+                self._baked.occupied.copy_(made.occupied)
+        self._baked_from = stamp
+
+    def _refresh_tables(self) -> None:
+        """Half copies brought up to date here, so that no chunk has to."""
+        grids = [f.grid for f in (*self.model.fields.proposals, self.model.fields.radiance)]
+        if self.model.fields.feature is not None and self.model.fields.feature.grid is not None:
+            grids.append(self.model.fields.feature.grid)
+        for grid in grids:
+            grid.refresh()
+
+    def _frame(
+        self,
+        cameras: Cameras,
+        camera: int,
+        heads: frozenset[str],
+        mode: str,
+        embeddings: Tensor | None,
+        rays: int,
+    ) -> dict[str, Tensor]:
+        device = cameras.camera_to_worlds.device
+        width, height = (int(v) for v in cameras.size[camera])
+        wanted = set(heads) - {"feature", "similarity"}
+        if heads & {"feature", "similarity"}:
+            wanted.add("feature_hidden")
+        step = (
+            self.model.config.reduced.feature_step if mode == "reduced" and "feature_hidden" in wanted else 1
+        )
+        if step not in (1, 2, 4):
+            raise ValueError(f"model.reduced.feature_step is {step}, expected 1, 2 or 4")
+        tiles = -(-width // TILE_WIDTH) * -(-height // TILE_HEIGHT)
+        chunks = -(-tiles * TILE // max(TILE, rays // TILE * TILE))
+        rays = -(-tiles // chunks) * TILE  # as even as tiles allow
+        one = Cameras(*(getattr(cameras, f.name)[camera : camera + 1] for f in fields(Cameras)))
+        if device.type == "cuda" and self.settings.graph:
+            canvas = self._replayed(one, (width, height, step, frozenset(wanted), mode, rays), chunks)
+        else:
+            canvas = self._canvas(width, height, step, chunks * rays, device)
+            for i in range(chunks):
+                span = slice(i * rays, min((i + 1) * rays, tiles * TILE))
+                self._chunk(one, canvas, self._numbers(canvas, span), mode, frozenset(wanted))
+        return self._finish(canvas, heads, embeddings)
+
+    # ---- chunks ----
+
+    def _canvas(self, width: int, height: int, step: int, padded: int, device: torch.device) -> Canvas:
+        def laid(step: int) -> Tensor:
+            order = tile_order(width, height, step, device)
+            size = -(-width // step) * -(-height // step)
+            order = torch.where(order < 0, size, order)
+            return torch.nn.functional.pad(order, (0, padded // step**2 - len(order)), value=size)
+
+        order = laid(1)
+        held = order.clamp_max(width * height - 1)
+        xy = torch.stack([held % width, held // width], -1).float() + 0.5
+        return Canvas(width, height, step, order, laid(step) if step > 1 else None, xy, {})
+
+    def _numbers(self, canvas: Canvas, span: slice) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Of a chunk: pixels, their centres, pixels of the small image, and the rays these belong to."""
+        order, low, apart = canvas.order[span], None, None
+        if canvas.low_order is not None:
+            low = canvas.low_order[span.start // canvas.step**2 : span.stop // canvas.step**2]
+            apart = self._apart(span.stop - span.start, canvas.step, order.device)
+        return order, canvas.xy[span], low, apart
+
+    @staticmethod
+    def _apart(rays: int, step: int, device: torch.device) -> Tensor:
+        """Which rays of whole tiles lie at every step-th pixel."""
+        number = torch.arange(rays, device=device)
+        place = number % TILE
+        return number[(place % TILE_WIDTH % step == 0) & (place // TILE_WIDTH % step == 0)]
+
+    def _chunk(
+        self,
+        camera: Cameras,
+        canvas: Canvas,
+        numbers: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+        mode: str,
+        heads: frozenset[str],
+    ) -> None:
+        """Render some pixels into the canvas. Captured on CUDA: reads and writes the device alone."""
+        where, xy, low, apart = numbers
+        model = self.model
+        pixels = Pixels(torch.zeros_like(where), xy)
+        if mode == "exact":
+            found = exact.render_pixels(model, pixels, camera, heads, self.settings.fused)
+        else:
+            assert self._baked is not None
+            rays = generate(pixels, camera, None, model.config.rays, False)
+            found = reduced.render_rays(model, rays, self._baked, heads, apart)
+        for name, values in found.items():
+            apart_from = name == "feature_hidden" and low is not None
+            at = low if apart_from else where
+            assert at is not None
+            image = canvas.images.get(name)
+            if image is None:
+                s = canvas.step if apart_from else 1
+                count = -(-canvas.width // s) * -(-canvas.height // s) + 1
+                image = canvas.images[name] = values.new_zeros(count, *values.shape[1:])
+            image.index_copy_(0, at, values)
+
+    # ---- CUDA graphs ----
+
+    def _replayed(self, one: Cameras, key: tuple, chunks: int) -> Canvas:
+        """The frame through a captured chunk, which is recorded if there is none."""
+        width, height, step, heads, mode, rays = key
+        device = one.camera_to_worlds.device
+        if self._camera is None or self._first is None:
+            self._camera = replace(one, **{f.name: getattr(one, f.name).clone() for f in fields(Cameras)})
+            self._first = torch.zeros(1, dtype=torch.int64, device=device)
+        for f in fields(Cameras):
+            getattr(self._camera, f.name).copy_(getattr(one, f.name))
+        key = (*key, self._addresses())
+        found = self._recorded.get(key)
+        if found is None:
+            found = self._recorded[key] = self._record(width, height, step, heads, mode, rays, chunks, device)
+        for i in range(chunks):
+            self._first.fill_(i * rays)
+            found.graph.replay()
+        return found.canvas
+
+    def _addresses(self) -> tuple[int, ...]:
+        """Where what a graph reads lies: a model that moved needs another graph."""
+        model = self.model.fields
+        held: list[Tensor | None] = [*model.parameters(), *model.buffers()]
+        if self._baked is not None:
+            held += [self._baked.density, self._baked.occupied]
+        return tuple(t.data_ptr() for t in held if t is not None)
+
+    def _record(
+        self,
+        width: int,
+        height: int,
+        step: int,
+        heads: frozenset[str],
+        mode: str,
+        rays: int,
+        chunks: int,
+        device,
+    ) -> Recorded:
+        assert self._camera is not None and self._first is not None
+        camera, first = self._camera, self._first
+        canvas = self._canvas(width, height, step, chunks * rays, device)
+        within = torch.arange(rays, device=device)
+        apart = self._apart(rays, step, device) if step > 1 else None
+        low_within = None if apart is None else torch.arange(len(apart), device=device)
+
+        def body() -> None:
+            at = first + within
+            low = None
+            if canvas.low_order is not None and low_within is not None:
+                low = canvas.low_order.index_select(0, first // step**2 + low_within)
+            numbers = canvas.order.index_select(0, at), canvas.xy.index_select(0, at), low, apart
+            self._chunk(camera, canvas, numbers, mode, heads)
+
+        return Recorded(self._captured(body), canvas, rays)
+
+    def _captured(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        assert self._first is not None
+        self._first.zero_()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            body()  # loads kernels and libraries, makes the images
+        torch.cuda.current_stream().wait_stream(stream)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            body()
+        return graph
+
+    # ---- what a frame becomes ----
+
+    def _finish(self, canvas: Canvas, heads: frozenset[str], embeddings: Tensor | None) -> dict[str, Tensor]:
+        """Images as callers get them: their own memory, [h, w, ...]."""
+        shape = (canvas.height, canvas.width)
+        found = {
+            name: image[:-1].clone().view(*shape, *image.shape[1:])
+            for name, image in canvas.images.items()
+            if name != "feature_hidden"
+        }
+        if "feature_hidden" not in canvas.images:
+            return found
+        step, flat = canvas.step, canvas.images["feature_hidden"][:-1]
+        low = flat.view(-(-canvas.height // step), -(-canvas.width // step), -1)
+        depth = found["depth"]
+        feature = self.model.fields.feature
+        assert feature is not None
+        if "similarity" in heads:
+            assert embeddings is not None
+            values = reduced.cosines(low, self._folded(feature.layer, embeddings))
+            small = depth[::step, ::step]
+            found["similarity"] = reduced.filled_in(values, small, depth, step) if step > 1 else values
+        if "feature" in heads:
+            found["feature"] = self._features(low, depth, step)
+        if "feature_hidden" in heads:
+            found["feature_hidden"] = low.clone()
+        return found
+
+    def _folded(self, layer: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        key = (layer._version, embeddings.data_ptr(), embeddings._version, tuple(embeddings.shape))
+        if self._fold is None or self._fold[0] != key:
+            self._fold = key, reduced.folded(layer, embeddings.to(layer.device))
+        return self._fold[1]
+
+    def _features(self, low: Tensor, depth: Tensor, step: int) -> Tensor:
+        """The feature image, a few rows at a time: on the device if it fits, else in the host's memory."""
+        (height, width), layer = depth.shape, self.model.fields.feature.layer  # type: ignore[union-attr]
+        dtype = torch.float16 if self.settings.half_features else layer.dtype
+        bytes_needed = height * width * len(layer) * dtype.itemsize
+        fits = not low.is_cuda or bytes_needed < 0.4e9 * self.settings.max_gb
+        where = low.device if fits else torch.device("cpu")
+        image = torch.empty(height, width, len(layer), dtype=dtype, device=where, pin_memory=not fits)
+        rows = max(step, FEATURE_ROWS // width // step * step)
+        for first in range(0, height, rows):
+            part = slice(first, min(first + rows, height))
+            values = low[part]
+            if step > 1:  # with the row below, which the last ones lean on
+                near = slice(first // step, -(-part.stop // step) + 1)
+                values = reduced.filled_in(low[near], depth[::step, ::step][near], depth[part], step)
+            image[part].copy_((values @ layer.T).to(dtype), non_blocking=True)
+        if not fits:
+            torch.cuda.current_stream().synchronize()
+        return image
+
+
+def bytes_per_ray(model: Model, heads: frozenset[str], mode: str, fused: bool) -> int:
+    """What a ray in flight takes, roughly and rather too much."""
+    features = bool(heads & {"feature", "similarity", "feature_hidden"})
+    normals = bool(heads & {"normals", "predicted_normals"})
+    if mode == "reduced":
+        config = model.config.reduced
+        return 4 * (8 * config.samples + 120 + config.kept * (400 * normals + 400 * features))
+    samples = model.config.sampler.samples
+    if fused and not normals and reduced.networks_fit(model.fields.radiance):
+        return 4 * (6 * max(samples) + 120)
+    return 4 * max(*(n * 24 for n in samples), samples[-1] * (512 if features else 352))
+
+
+def chunk_size(
+    model: Model,
+    heads: frozenset[str],
+    mode: str,
+    device: torch.device,
+    max_gb: float = 2.0,
+    fused: bool = True,
+) -> int:
+    """Rays in flight: 2^14 on a CPU; on a GPU what takes a third of free memory and half of max_gb."""
+    if device.type != "cuda":
+        return CPU_RAYS
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    budget = min(free / 3, 0.5e9 * max_gb)
+    return int(min(MOST_RAYS, max(1 << 10, budget // bytes_per_ray(model, heads, mode, fused))))
