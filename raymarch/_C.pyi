@@ -651,9 +651,10 @@ def proposal_backward(
     /,
 ) -> None: ...
 
-# colour_inputs of the harmonics of directions and of each camera's row of `codes`. Backward adds to
-# grad_codes,
-# or writes what each ray says to grad_code; `more_h` [column ..] joins the gradient of h[1 ..].
+# colour_inputs of the harmonics of directions and of each camera's row of `codes`; further columns of x are
+# 1, as
+# a network would fill them. Backward adds to grad_codes, or writes what each ray says to grad_code; `more_h`
+# [column ..] joins the gradient of h[1 ..].
 def radiance_inputs_forward(
     h: Array,
     y: Array,

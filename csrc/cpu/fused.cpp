@@ -239,15 +239,25 @@ Room<real, kRays, kCode> codes_of_rays(const Maybe<In<int64_t, kRays>>& camera,
 void radiance_inputs_forward(Cpu q, In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, double scale,
                              In<real, kRays, 3> directions, int64_t signs, Maybe<In<int64_t, kRays>> camera,
                              Maybe<In<real, kCameras, kCode>> codes, Out<real, kPoints> sigma,
-                             Out<real, kPoints, kOutputs> x) {
+                             OutPayload<kPoints, kOutputs> any) {
   require(!codes || camera, "codes need the cameras of rays");
-  const int64_t rays = directions.size[0];
+  const int64_t rays = directions.size[0], points = h.size[0];
+  const int64_t width = 16 + h.size[1] - 1 + (codes ? codes.size[1] : 0);
+  require(any.size[1] >= width, "x must have a column for each of 16 harmonics, h but its first, and code");
   Room<real, kPoints, 16> direction(rays, 16);
   harmonics_forward(q, seen_as<In<real, kPoints, 3>>(directions, rays, 3), signs, direction);
   const Room<real, kRays, kCode> code = codes_of_rays(camera, codes, rays);
   const auto before = seen_as<In<real, kRays, kInputs>>(direction.view, rays, 16);
+  Room<real, kPoints, kOutputs> x(points, width);
   colour_inputs_forward(q, h, y, scale, before, codes ? code.maybe() : Maybe<In<real, kRays, kCode>>{}, sigma,
                         x);
+  with_dtype(any, [&](auto to) {
+    using T = std::remove_pointer_t<decltype(to.data)>;
+    parallel_for(points, width, [&](int64_t i) {
+      for (int64_t c = 0; c < to.size[1]; ++c)
+        to.data[i * to.size[1] + c] = from_float<T>(c < width ? x.view.data[i * width + c] : real(1));
+    });
+  });
 }
 
 void radiance_inputs_backward(Cpu q, In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, double scale,
@@ -258,17 +268,20 @@ void radiance_inputs_backward(Cpu q, In<real, kPoints, kChannels> h, In<real, kP
                               Out<real, kRays, 3> grad_directions,
                               Maybe<Out<real, kCameras, kCode>> grad_codes,
                               Maybe<Out<real, kRays, kCode>> grad_code) {
-  const int64_t rays = directions.size[0], channels = h.size[1];
-  const int64_t after = grad_x.size[1] - 16 - (channels - 1);
-  require(after >= 0 && (!grad_codes || grad_codes.size[1] == after) &&
-              (!grad_code || grad_code.size[1] == after),
+  const int64_t rays = directions.size[0], channels = h.size[1], points = h.size[0];
+  const int64_t after = grad_codes ? grad_codes.size[1] : grad_code ? grad_code.size[1] : 0;
+  const int64_t width = 16 + channels - 1 + after;
+  require(grad_x.size[1] >= width && (!grad_codes || !grad_code || grad_code.size[1] == after),
           "grad_x must have a column for each of 16 harmonics, h but its first, and code");
   require(!grad_codes || camera, "grad_codes needs the cameras of rays");
   require(!more_h || column + channels - 1 <= more_h.size[1],
           "more_h must have the columns of h from `column`");
+  Room<real, kPoints, kOutputs> narrow(points, width);
+  for (int64_t i = 0; i < points; ++i)
+    std::copy_n(grad_x.data + i * grad_x.size[1], width, narrow.view.data + i * width);
   Room<real, kRays, kInputs> of_direction(rays, 16);
   Room<real, kRays, kCode> of_code(rays, after);
-  colour_inputs_backward(q, h, y, scale, Maybe<In<real, kPoints>>{grad_sigma}, grad_x, grad_h, of_direction,
+  colour_inputs_backward(q, h, y, scale, Maybe<In<real, kPoints>>{grad_sigma}, narrow, grad_h, of_direction,
                          Maybe<Out<real, kRays, kCode>>{of_code.view});
   harmonics_backward(q, seen_as<In<real, kPoints, 3>>(directions, rays, 3), signs,
                      seen_as<In<real, kPoints, 16>>(of_direction.view, rays, 16),
@@ -276,7 +289,7 @@ void radiance_inputs_backward(Cpu q, In<real, kPoints, kChannels> h, In<real, kP
   for (int64_t i = 0; more_directions && i < 3 * rays; ++i)
     grad_directions.data[i] += more_directions.data[i];
   if (more_h)
-    parallel_for(h.size[0], channels, [&](int64_t i) {
+    parallel_for(points, channels, [&](int64_t i) {
       for (int64_t c = 1; c < channels; ++c)
         grad_h.data[i * channels + c] += more_h.data[i * more_h.size[1] + column + c - 1];
     });

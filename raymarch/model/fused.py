@@ -237,7 +237,7 @@ class FusedPipeline:
         grad_penalty: Tensor | None,
         found: Gradients,
     ) -> None:
-        """Gradients of poses, from those of unit positions (grads_y, at edges t) and more_* [R, 3] of rays."""
+        """Gradients of poses from those of unit positions, grads_y at edges t, and of rays, more_* [R, 3]."""
         xi = self.model.poses.adjustment
         if xi is None or rays.adjustment is None:
             return
@@ -268,8 +268,10 @@ class FusedPipeline:
         h = radiance.mlp.run(encoded)
         codes = radiance.appearance if config.appearance else None
         signs = SIGNS.index(config.harmonics)
+        # Ones fill the columns up, as the network would fill them; its tensor cores read halves anyway.
+        filled = 16 if radiance.colour.padding == 1 else 1
         sigma, inputs = radiance_inputs_forward(
-            h, y, config.average_init_density, rays.directions, signs, pixels.camera, codes
+            h, y, config.average_init_density, rays.directions, signs, pixels.camera, codes, filled, h.is_cuda
         )
         rgb = radiance.colour.run(inputs)
         features = hidden = None

@@ -389,10 +389,14 @@ def radiance_inputs_forward(
     signs: int,
     camera: Tensor | None,
     codes: Tensor | None,
+    multiple: int,
+    half: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Density and x, with ones in further columns up to a `multiple`; `half` makes x float16."""
     sigma = h.new_empty(h.shape[0])
     width = HARMONICS + h.shape[1] - 1 + (0 if codes is None else codes.shape[1])
-    x = h.new_empty(h.shape[0], width)
+    dtype = torch.float16 if half else h.dtype
+    x = h.new_empty(h.shape[0], -(-width // multiple) * multiple, dtype=dtype)
     launch("radiance_inputs_forward", h, y, scale, directions, signs, camera, codes, sigma, x)
     return sigma, x
 
@@ -450,7 +454,7 @@ def add_radiance_gradients(
 
 
 def _radiance_inputs_backward(inputs, saved, grads, needs):
-    h, y, scale, directions, signs, camera, codes = inputs
+    h, y, scale, directions, signs, camera, codes, _, _ = inputs
     grad_sigma, grad_x = grads
     if grad_sigma is None:
         grad_sigma = h.new_zeros(h.shape[0])
@@ -462,7 +466,7 @@ def _radiance_inputs_backward(inputs, saved, grads, needs):
         h, y, scale, directions, signs, camera, wide, grad_sigma, grad_x, None, 0, None
     )
     grad_codes = None if codes is None else torch.zeros_like(codes).index_add_(0, camera, grad_code)
-    return grad_h, None, None, grad_directions, None, None, grad_codes
+    return grad_h, None, None, grad_directions, None, None, grad_codes, None, None
 
 
 _radiance_inputs = differentiable(radiance_inputs_forward, _radiance_inputs_backward)
@@ -485,7 +489,7 @@ def radiance_inputs(
         raise ValueError(
             f"radiance_inputs: signs is {signs!r}, expected one of {', '.join(SIGNS)}, and camera with codes"
         )
-    return _radiance_inputs(h, y, float(scale), directions, SIGNS.index(signs), camera, codes)
+    return _radiance_inputs(h, y, float(scale), directions, SIGNS.index(signs), camera, codes, 1, False)
 
 
 @op
