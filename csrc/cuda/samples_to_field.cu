@@ -24,12 +24,12 @@ __device__ __forceinline__ const real* row_of(const Maybe<In<real, kCameras, kCo
 
 // A block takes one ray: its rows of x are one contiguous run, of which thread i takes numbers i,
 // i + kThreads, ...; their row and column advance by sums.
+template <class T>
 __global__ void __launch_bounds__(kThreads)
     radiance_inputs_forward_kernel(In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, real scale,
                                    In<real, kRays, 3> directions, int64_t signs,
                                    Maybe<In<int64_t, kRays>> camera, Maybe<In<real, kCameras, kCode>> codes,
-                                   RadianceWidths w, Out<real, kPoints> sigma,
-                                   Out<real, kPoints, kOutputs> x) {
+                                   RadianceWidths w, Out<real, kPoints> sigma, Out<T, kPoints, kOutputs> x) {
   __shared__ real before[kHarmonics];
   const int64_t ray = blockIdx.x, first = ray * w.samples;
   if (threadIdx.x == 0) {
@@ -37,20 +37,23 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int k = 0; k < kHarmonics; ++k) before[k] = of_direction.of[k];
   }
-  const int width = w.all(), channels = w.geometry + 1;
+  const int width = int(x.size[1]), channels = w.geometry + 1;
   const real* rows = h.data + first * channels;
   const real* after = row_of(codes, camera, ray);  // never read where there is no code
   const int step_row = kThreads / width, step_column = kThreads % width;
   int row = threadIdx.x / width, column = threadIdx.x % width;
-  real* to = x.data + first * width;
+  T* to = x.data + first * width;
   for (int s = threadIdx.x; s < w.samples; s += kThreads)
     sigma.data[first + s] = density(rows[int64_t{s} * channels], load3(y.data, first + s), scale);
   __syncthreads();
 #pragma unroll 4
   for (int64_t i = threadIdx.x; row < w.samples; i += kThreads) {
     const int c = column - kHarmonics;
-    to[i] = c < 0 ? before[column]
-                  : __ldg(c < w.geometry ? rows + int64_t{row} * channels + 1 + c : after + (c - w.geometry));
+    const real v = c < 0              ? before[column]
+                   : c < w.geometry   ? __ldg(rows + int64_t{row} * channels + 1 + c)
+                   : column < w.all() ? __ldg(after + (c - w.geometry))
+                                      : real(1);
+    to[i] = from_float<T>(v);
     row += step_row, column += step_column;
     if (column >= width) column -= width, ++row;
   }
@@ -75,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) radiance_inputs_backward_kernel(
     real sum = real(0);
 #pragma unroll 4
     for (int s = me; s < w.samples; s += kWarps) {
-      real g = __ldg(grad_x.data + (first + s) * width + c);
+      real g = __ldg(grad_x.data + (first + s) * grad_x.size[1] + c);
       sum += g;
       if (own) {
         if (more_h) g += __ldg(more_h.data + (first + s) * more_h.size[1] + column_of_more + column - 1);
@@ -132,11 +135,13 @@ __global__ void __launch_bounds__(kRayThreads)
 
 __device__ __forceinline__ real axis_of(Vec3 v, int axis) { return axis == 0 ? v.x : axis == 1 ? v.y : v.z; }
 
-// One warp per ray; lanes take the numbers of its rows of x one after another, each a wave or a copy.
+// One warp per ray; lanes take the numbers of its rows of x one after another, each a wave, a copy or
+// padding.
+template <class T>
 __global__ void __launch_bounds__(kRayThreads)
     normal_inputs_forward_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                                  In<real, kRays, kEdges> t, In<real, kPoints, kChannels> h, int frequencies,
-                                 int64_t layout, Out<real, kPoints, kOutputs> x) {
+                                 int64_t layout, Out<T, kPoints, kOutputs> x) {
   const int64_t ray = warp();
   if (ray >= t.size[0]) return;
   const int samples = int(t.size[1]) - 1, waves = 6 * frequencies, width = int(x.size[1]);
@@ -149,14 +154,15 @@ __global__ void __launch_bounds__(kRayThreads)
     const real place = axis_of(o + midpoint(edges, s) * d, axis);
     const Turn at = turn(fourier_frequency(k, layout) * place);
     const Columns to = fourier_columns(axis, k, frequencies, layout);
-    real* row = x.data + (ray * samples + s) * width;
-    row[to.sine] = at.sine, row[to.cosine] = at.cosine;
+    T* row = x.data + (ray * samples + s) * width;
+    row[to.sine] = from_float<T>(at.sine), row[to.cosine] = from_float<T>(at.cosine);
   }
-  const int copied = channels - 1;
-  for (int i = lane(); i < samples * copied; i += 32) {
-    const int s = i / copied, c = i % copied;
+  const int rest = width - waves;
+  for (int i = lane(); i < samples * rest; i += 32) {
+    const int s = i / rest, c = i % rest;
     const int64_t row = ray * samples + s;
-    x.data[row * width + waves + c] = h.data[row * channels + 1 + c];
+    x.data[row * width + waves + c] =
+        from_float<T>(c < channels - 1 ? h.data[row * channels + 1 + c] : real(1));
   }
 }
 
@@ -301,7 +307,7 @@ __global__ void __launch_bounds__(kThreads)
 static RadianceWidths radiance_widths(int64_t points, int64_t rays, int64_t channels, int64_t after,
                                       int64_t width) {
   require(rays > 0 ? points % rays == 0 : points == 0, "h must have the same number of rows for every ray");
-  require(channels > 0 && width == kHarmonics + channels - 1 + after,
+  require(channels > 0 && width >= kHarmonics + channels - 1 + after,
           "x must have a column for each of 16 harmonics, h but its first, and code");
   require(width <= 1024, "x must have at most 1024 columns");
   const int64_t samples = rays > 0 ? points / rays : 0;
@@ -312,14 +318,17 @@ static RadianceWidths radiance_widths(int64_t points, int64_t rays, int64_t chan
 void radiance_inputs_forward(Cuda q, In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, double scale,
                              In<real, kRays, 3> directions, int64_t signs, Maybe<In<int64_t, kRays>> camera,
                              Maybe<In<real, kCameras, kCode>> codes, Out<real, kPoints> sigma,
-                             Out<real, kPoints, kOutputs> x) {
+                             OutPayload<kPoints, kOutputs> x) {
   const char* problem = harmonics_problem(signs);
   require(!problem, problem);
   require(!codes || camera, "codes need the cameras of rays");
   const int64_t rays = directions.size[0];
   const RadianceWidths w = radiance_widths(h.size[0], rays, h.size[1], codes ? codes.size[1] : 0, x.size[1]);
-  launch("radiance_inputs_forward", radiance_inputs_forward_kernel, blocks(rays, 1), kThreads, q, h, y,
-         real(scale), directions, signs, camera, codes, w, sigma, x);
+  with_dtype(x, [&](auto view) {
+    using T = std::remove_pointer_t<decltype(view.data)>;
+    launch("radiance_inputs_forward", radiance_inputs_forward_kernel<T>, blocks(rays, 1), kThreads, q, h, y,
+           real(scale), directions, signs, camera, codes, w, sigma, view);
+  });
 }
 
 void radiance_inputs_backward(Cuda q, In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, double scale,
@@ -335,9 +344,8 @@ void radiance_inputs_backward(Cuda q, In<real, kPoints, kChannels> h, In<real, k
   require(!grad_codes || camera, "grad_codes needs the cameras of rays");
   require(!more_h || (column >= 0 && column + h.size[1] - 1 <= more_h.size[1]),
           "more_h must have the columns of h from `column`");
-  const int64_t rays = directions.size[0], after = grad_x.size[1] - kHarmonics - (h.size[1] - 1);
-  require((!grad_codes || grad_codes.size[1] == after) && (!grad_code || grad_code.size[1] == after),
-          "grad_x must have a column for each of 16 harmonics, h but its first, and code");
+  const int64_t rays = directions.size[0];
+  const int64_t after = grad_codes ? grad_codes.size[1] : grad_code ? grad_code.size[1] : 0;
   const RadianceWidths w = radiance_widths(h.size[0], rays, h.size[1], after, grad_x.size[1]);
   launch_shared("radiance_inputs_backward", radiance_inputs_backward_kernel, blocks(rays, 1), kThreads,
                 kWarps * w.all() * sizeof(real), q, h, y, real(scale), directions, signs, camera, grad_sigma,
@@ -355,14 +363,17 @@ void slope_normals(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> direct
 
 void normal_inputs_forward(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                            In<real, kRays, kEdges> t, In<real, kPoints, kChannels> h, int64_t frequencies,
-                           int64_t layout, Out<real, kPoints, kOutputs> x) {
+                           int64_t layout, OutPayload<kPoints, kOutputs> x) {
   const char* problem = fourier_problem(frequencies, layout, 0, x.size[1]);
   require(!problem, problem);
-  require(x.size[1] == 6 * frequencies + h.size[1] - 1,
+  require(x.size[1] >= 6 * frequencies + h.size[1] - 1,
           "x must have a column for each wave, and for h but its first");
   require(x.size[0] == t.size[0] * (t.size[1] - 1), "x must have a row for every sample of every ray");
-  launch("normal_inputs_forward", normal_inputs_forward_kernel, blocks(t.size[0], kWarpsPerBlock),
-         kRayThreads, q, origins, directions, t, h, int(frequencies), layout, x);
+  with_dtype(x, [&](auto view) {
+    using T = std::remove_pointer_t<decltype(view.data)>;
+    launch("normal_inputs_forward", normal_inputs_forward_kernel<T>, blocks(t.size[0], kWarpsPerBlock),
+           kRayThreads, q, origins, directions, t, h, int(frequencies), layout, view);
+  });
 }
 
 void normal_inputs_backward(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions,

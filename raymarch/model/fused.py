@@ -139,6 +139,7 @@ class FusedPipeline:
         if (why := unsupported(model)) is not None:
             raise ValueError(f"fused stages cannot train this model: {why}; use train.trainer.fused=false")
         self.model, self.cameras, self.config = model, cameras, model.config
+        self._halves = cameras.camera_to_worlds.is_cuda  # what networks read: on tensor cores it is rounded anyway
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._weighings: dict[tuple, Weighing] = {}
         self._seeds: dict[int, Tensor] = {}
@@ -265,7 +266,7 @@ class FusedPipeline:
         codes = radiance.appearance if config.appearance else None
         signs = SIGNS.index(config.harmonics)
         sigma, inputs = radiance_inputs_forward(
-            h, y, config.average_init_density, rays.directions, signs, pixels.camera, codes
+            h, y, config.average_init_density, rays.directions, signs, pixels.camera, codes, self._halves
         )
         rgb = radiance.colour.run(inputs)
         features = hidden = None
@@ -291,7 +292,7 @@ class FusedPipeline:
         norm = self.config.fields.norm
         normals = slope_normals(rays.origins, rays.directions, t, slope, norm, contracted)
         waves = (radiance.fourier.frequencies, LAYOUTS.index(radiance.fourier.layout))
-        inputs = normal_inputs_forward(rays.origins, rays.directions, t, at.h, *waves)
+        inputs = normal_inputs_forward(rays.origins, rays.directions, t, at.h, *waves, self._halves)
         z = radiance.normals.run(inputs)
         layer = radiance.normals_layer
         predicted = normal_head_forward(z, layer.weight, layer.bias)
