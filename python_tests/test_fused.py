@@ -146,6 +146,14 @@ def test_fused_stages_equal_the_composed_pipeline(case, device):
     assert_same(CASES[case], 37, device)
 
 
+@pytest.mark.parametrize("case", ["appearance", "rgb, features and normals"])
+def test_they_do_where_sums_may_have_any_order(case, device):
+    torch.use_deterministic_algorithms(
+        False
+    )  # other kernels on CUDA; the fixture turns it off afterwards, too
+    assert_same(CASES[case], 129, device)
+
+
 @pytest.mark.parametrize("rays", [1, 2, 129])
 @pytest.mark.parametrize("case", ["rgb only", "rgb, features and normals"])
 def test_they_do_for_odd_numbers_of_rays(case, rays, device):

@@ -258,8 +258,9 @@ def fourier_backward(
 
 # A network without biases, through `layers` hidden layers of `hidden` units with relu. `params` is flat:
 # [out, in] per layer, row-major, widths of input and output rounded up to 16 (ops/mlp.py). An input column
-# that only pads is the constant `padding`. Backward computes the hidden layers again; it reads `y` where
-# the output activation is not kLinear, and needs `partial` on CUDA for the gradient of the parameters.
+# that only pads is the constant `padding`. Backward computes the hidden layers again; on a CPU it reads `y`
+# where the output activation is not kLinear, on CUDA it needs `partial` for the gradient of the parameters.
+# grad_x may have the first columns of x alone.
 def mlp_forward(
     x: Array,
     params: Array,

@@ -60,9 +60,12 @@ def unsupported(model: Model) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Level:
-    """Samples of one level and what the proposal field says there; the last level has no field."""
+    """Samples of one level and what the proposal field says there; the last level has no field.
+
+    The way back lets go of what it has used: activations are most of a step's memory.
+    """
 
     s: Tensor
     t: Tensor
@@ -86,12 +89,14 @@ class RaySamples:
         return self.levels[-1]
 
 
-@dataclass(frozen=True)
+@dataclass
 class SampledField:
-    encoded: Tensor
+    """What the fields hold, and what their networks read; the way back lets go of what it has used."""
+
+    encoded: Tensor | None
     h: Tensor
     sigma: Tensor  # [P]
-    inputs: Tensor
+    inputs: Tensor | None
     rgb: Tensor  # [P, 3]
     features: Tensor | None = None  # what the feature network reads
     hidden: Tensor | None = None  # [P, H]
@@ -199,45 +204,44 @@ class FusedPipeline:
             "rotation": config.rotation_penalty,
         }
 
-    def rays_to_samples_backward(
-        self,
-        pixels: Pixels,
-        rays: RaySamples,
-        w_fine: Tensor,
-        interlevel: Tensor,
-        grad_y: Tensor | None,
-        more_origins: Tensor | None,
-        more_directions: Tensor | None,
-        update: bool,
-        grad_penalty: Tensor | None,
-        found: Gradients,
-    ) -> None:
-        """Gradients of proposals (where they `update`) and poses.
+    def proposals_backward(
+        self, rays: RaySamples, w_fine: Tensor, interlevel: Tensor, found: Gradients
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients of proposals; edges and gradients of unit positions of their levels, if poses want them.
 
-        interlevel [1] is the gradient of each ray's loss, grad_y [P, 3] that of the last unit positions,
-        more_* [R, 3] those of rays from elsewhere.
+        interlevel [1] is the gradient of each ray's loss.
         """
-        refines = rays.adjustment is not None
         t, grads_y = [], []
         for proposal, level in zip(self._proposals(), rays.levels, strict=False):
-            if not update:
-                break
             assert level.h is not None and level.encoded is not None and level.w is not None
             y = level.y.view(-1, 3)
             density, fine = proposal.config.average_init_density, (rays.last.s, w_fine)
             grad_h = proposal_backward(level.h, y, density, level.s, level.t, level.w, *fine, interlevel)
-            grad_encoded, grad_params = proposal.mlp.gradients(level.encoded, level.h, grad_h)
-            found.of[proposal.mlp.params] = grad_params
+            grad_encoded, found.of[proposal.mlp.params] = proposal.mlp.gradients(
+                level.encoded, level.h, grad_h
+            )
             proposal.grid.add_gradient(y, grad_encoded, self._sum_for(proposal.grid.table, found))
-            if refines:
+            if rays.adjustment is not None:
                 t.append(level.t)
                 grads_y.append(proposal.grid.slope(y, grad_encoded).view(level.y.shape))
+            level.encoded = level.h = None
+        return t, grads_y
+
+    def rays_to_samples_backward(
+        self,
+        pixels: Pixels,
+        rays: RaySamples,
+        t: list[Tensor],
+        grads_y: list[Tensor],
+        more_origins: Tensor | None,
+        more_directions: Tensor | None,
+        grad_penalty: Tensor | None,
+        found: Gradients,
+    ) -> None:
+        """Gradients of poses, from those of unit positions (grads_y, at edges t) and more_* [R, 3] of rays."""
         xi = self.model.poses.adjustment
         if xi is None or rays.adjustment is None:
             return
-        if grad_y is not None:
-            t.append(rays.last.t)
-            grads_y.append(grad_y.view(rays.last.y.shape))
         norm = norm_code(self.config.fields.norm, "rays_to_samples")
         to_rays = ray_gradients(
             rays.origins, rays.directions, t, grads_y, norm, more_origins, more_directions
@@ -286,6 +290,7 @@ class FusedPipeline:
     def _with_normals(self, rays: RaySamples, y: Tensor, at: SampledField) -> SampledField:
         radiance, t = self.model.fields.radiance, rays.last.t
         seed = self._seed(y, at.h.shape[1])
+        assert at.encoded is not None
         grad_encoded, _ = radiance.mlp.gradients(at.encoded, at.h, seed, need_params=False)
         slope = radiance.grid.slope(y, grad_encoded).view(rays.last.y.shape)
         contracted = radiance.config.normals_space != "world"
@@ -323,9 +328,11 @@ class FusedPipeline:
         radiance, feature = self.model.fields.radiance, self.model.fields.feature
         y, config = rays.last.y.view(-1, 3), radiance.config
         refines = rays.adjustment is not None
+        assert at.inputs is not None and at.encoded is not None
         grad_inputs, found.of[radiance.colour.params] = radiance.colour.gradients(
             at.inputs, at.rgb, grad_rgb.view(-1, 3)
         )
+        at.inputs = None
         more_h, column, to_origins = None, 0, None
         if grad_predicted is not None:
             more_h, to_origins, more_directions = self._normals_backward(
@@ -340,9 +347,12 @@ class FusedPipeline:
             grad_h, to_directions = add_radiance_gradients(*known, *given, codes)
         else:
             grad_h, to_directions, _ = radiance_inputs_backward(*known, 0, *given)
+        del grad_inputs, more_h, given
         grad_encoded, found.of[radiance.mlp.params] = radiance.mlp.gradients(at.encoded, at.h, grad_h)
+        at.encoded = None
         radiance.grid.add_gradient(y, grad_encoded, self._sum_for(radiance.grid.table, found))
         grad_y = radiance.grid.slope(y, grad_encoded) if refines else None
+        del grad_encoded
         if feature is not None:
             assert grad_hidden is not None
             more_y = self._feature_backward(y, at, grad_hidden, refines, found)
@@ -516,16 +526,24 @@ class FusedPipeline:
         """
         found = Gradients()
         rays = self.rays_to_samples(pixels, counter, anneal, jitter)
+        if not update:
+            for level in rays.levels:
+                level.encoded = level.h = None
         at = self.samples_to_field(pixels, rays)
         seen = self.field_to_pixels(pixels, rays, at, counter)
         weighing = self.weighing(pixels, seen)
+        t: list[Tensor] = []
+        grads_y: list[Tensor] = []
+        if update:  # first, because their activations are large
+            t, grads_y = self.proposals_backward(rays, seen.w, weighing.scales[1:2], found)
         back = self.field_to_pixels_backward(pixels, rays, at, seen, weighing, counter, found)
-        to_rays = self.samples_to_field_backward(pixels, rays, at, *back, found)
+        grad_y, *to_rays = self.samples_to_field_backward(pixels, rays, at, *back, found)
+        if grad_y is not None:
+            t.append(rays.last.t)
+            grads_y.append(grad_y.view(rays.last.y.shape))
         penalised = "poses" in weighing.names
         one = self._one(pixels.xy) if penalised else None
-        self.rays_to_samples_backward(
-            pixels, rays, seen.w, weighing.scales[1:2], *to_rays, update, one, found
-        )
+        self.rays_to_samples_backward(pixels, rays, t, grads_y, to_rays[0], to_rays[1], one, found)
         return seen, weighing, rays.penalty if penalised else None, found
 
     def _one(self, like: Tensor) -> Tensor:

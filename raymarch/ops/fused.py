@@ -23,7 +23,7 @@ from raymarch.ops.weights import weights_forward
 BACKGROUNDS = {"last_sample": 2, "black": 0, "white": 3, "random": 4}  # as in math/composite.h
 HARMONICS = 16
 FEATURE_PART = 128  # features of a part, in whose losses and gradients to hidden `feature_loss` splits
-FEATURE_GROUPS = 40  # and the most parts of rays, for the gradient to the layer
+FEATURE_GROUPS = 43  # and the most parts of rays, for the gradient to the layer
 HEAD_PARTS = 264  # of points, for the gradient to the last layer of predicted normals
 
 
