@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymarch.features.query import similarity
+from raymarch.features.query import similarity_from_hidden
 from raymarch.model import HEADS
 from raymarch.model.frames import FrameRenderer
 from raymarch.train.localize import Localisation, LocalizeConfig, Localizer
@@ -112,8 +112,12 @@ class TrainedScene(OpenRun):
 
         positives [K, D] and negatives [M, D] have the feature field's width, as from a text encoder.
         """
-        features = self.render(camera, ("rgb", "feature"))["feature"]
-        return similarity(features, positives, negatives)
+        self._check(frozenset({"feature"}))
+        heads = frozenset({"rgb", "feature_hidden"})
+        hidden = self.frames.render(_on(camera, self.device), 0, heads)["feature_hidden"]
+        feature = self.model.fields.feature
+        assert feature is not None
+        return similarity_from_hidden(hidden, feature.layer.detach(), positives, negatives)
 
     def poses(self) -> RefinedPoses:
         """The training cameras before and after refinement, with corrections in degrees and world units."""

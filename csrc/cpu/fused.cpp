@@ -59,6 +59,22 @@ In<T, Dims...> constant(const View<T, Dims...>& view) {
   return other;
 }
 
+// Calls body with rows of `width` numbers, then writes them to rows of x, at least as wide, ones behind them.
+template <class Body>
+void fill_rows(OutPayload<kPoints, kOutputs> x, int64_t width, const Body& body) {
+  with_dtype(x, [&](auto view) {
+    using T = std::remove_pointer_t<decltype(view.data)>;
+    if constexpr (std::is_same_v<T, real>)
+      if (width == view.size[1]) return body(view);
+    Room<real, kPoints, kOutputs> exact(x.size[0], width);
+    body(exact.view);
+    parallel_for(x.size[0], view.size[1], [&](int64_t i) {
+      for (int64_t c = 0; c < view.size[1]; ++c)
+        view.data[i * view.size[1] + c] = from_float<T>(c < width ? exact.view.data[i * width + c] : real(1));
+    });
+  });
+}
+
 Vec3 middle(Vec3 o, Vec3 d, const real* t, int64_t i) { return o + (real(0.5) * (t[i] + t[i + 1])) * d; }
 
 }  // namespace
@@ -241,22 +257,16 @@ void radiance_inputs_forward(Cpu q, In<real, kPoints, kChannels> h, In<real, kPo
                              Maybe<In<real, kCameras, kCode>> codes, Out<real, kPoints> sigma,
                              OutPayload<kPoints, kOutputs> any) {
   require(!codes || camera, "codes need the cameras of rays");
-  const int64_t rays = directions.size[0], points = h.size[0];
-  const int64_t width = 16 + h.size[1] - 1 + (codes ? codes.size[1] : 0);
-  require(any.size[1] >= width, "x must have a column for each of 16 harmonics, h but its first, and code");
+  const int64_t rays = directions.size[0], width = 16 + h.size[1] - 1 + (codes ? codes.size[1] : 0);
+  require(h.size[1] > 0 && any.size[1] >= width,
+          "x must have a column for each of 16 harmonics, h but its first, and code");
   Room<real, kPoints, 16> direction(rays, 16);
   harmonics_forward(q, seen_as<In<real, kPoints, 3>>(directions, rays, 3), signs, direction);
   const Room<real, kRays, kCode> code = codes_of_rays(camera, codes, rays);
   const auto before = seen_as<In<real, kRays, kInputs>>(direction.view, rays, 16);
-  Room<real, kPoints, kOutputs> x(points, width);
-  colour_inputs_forward(q, h, y, scale, before, codes ? code.maybe() : Maybe<In<real, kRays, kCode>>{}, sigma,
-                        x);
-  with_dtype(any, [&](auto to) {
-    using T = std::remove_pointer_t<decltype(to.data)>;
-    parallel_for(points, width, [&](int64_t i) {
-      for (int64_t c = 0; c < to.size[1]; ++c)
-        to.data[i * to.size[1] + c] = from_float<T>(c < width ? x.view.data[i * width + c] : real(1));
-    });
+  fill_rows(any, width, [&](Out<real, kPoints, kOutputs> x) {
+    colour_inputs_forward(q, h, y, scale, before, codes ? code.maybe() : Maybe<In<real, kRays, kCode>>{},
+                          sigma, x);
   });
 }
 
@@ -268,20 +278,16 @@ void radiance_inputs_backward(Cpu q, In<real, kPoints, kChannels> h, In<real, kP
                               Out<real, kRays, 3> grad_directions,
                               Maybe<Out<real, kCameras, kCode>> grad_codes,
                               Maybe<Out<real, kRays, kCode>> grad_code) {
-  const int64_t rays = directions.size[0], channels = h.size[1], points = h.size[0];
+  const int64_t rays = directions.size[0], channels = h.size[1];
+  const int64_t rest = grad_x.size[1] - 16 - (channels - 1);
   const int64_t after = grad_codes ? grad_codes.size[1] : grad_code ? grad_code.size[1] : 0;
-  const int64_t width = 16 + channels - 1 + after;
-  require(grad_x.size[1] >= width && (!grad_codes || !grad_code || grad_code.size[1] == after),
-          "grad_x must have a column for each of 16 harmonics, h but its first, and code");
+  require(rest >= after, "grad_x must have a column for each of 16 harmonics, h but its first, and code");
   require(!grad_codes || camera, "grad_codes needs the cameras of rays");
   require(!more_h || column + channels - 1 <= more_h.size[1],
           "more_h must have the columns of h from `column`");
-  Room<real, kPoints, kOutputs> narrow(points, width);
-  for (int64_t i = 0; i < points; ++i)
-    std::copy_n(grad_x.data + i * grad_x.size[1], width, narrow.view.data + i * width);
   Room<real, kRays, kInputs> of_direction(rays, 16);
-  Room<real, kRays, kCode> of_code(rays, after);
-  colour_inputs_backward(q, h, y, scale, Maybe<In<real, kPoints>>{grad_sigma}, narrow, grad_h, of_direction,
+  Room<real, kRays, kCode> of_code(rays, rest);
+  colour_inputs_backward(q, h, y, scale, Maybe<In<real, kPoints>>{grad_sigma}, grad_x, grad_h, of_direction,
                          Maybe<Out<real, kRays, kCode>>{of_code.view});
   harmonics_backward(q, seen_as<In<real, kPoints, 3>>(directions, rays, 3), signs,
                      seen_as<In<real, kPoints, 16>>(of_direction.view, rays, 16),
@@ -289,14 +295,15 @@ void radiance_inputs_backward(Cpu q, In<real, kPoints, kChannels> h, In<real, kP
   for (int64_t i = 0; more_directions && i < 3 * rays; ++i)
     grad_directions.data[i] += more_directions.data[i];
   if (more_h)
-    parallel_for(points, channels, [&](int64_t i) {
+    parallel_for(h.size[0], channels, [&](int64_t i) {
       for (int64_t c = 1; c < channels; ++c)
         grad_h.data[i * channels + c] += more_h.data[i * more_h.size[1] + column + c - 1];
     });
-  if (grad_code) std::copy_n(of_code.view.data, rays * after, grad_code.data);
+  for (int64_t i = 0; grad_code && i < rays; ++i)
+    std::copy_n(of_code.view.data + i * rest, after, grad_code.data + i * after);
   for (int64_t i = 0; grad_codes && i < rays; ++i)
     for (int64_t c = 0; c < after; ++c)
-      grad_codes.data[camera.data[i] * after + c] += of_code.view.data[i * after + c];
+      grad_codes.data[camera.data[i] * after + c] += of_code.view.data[i * rest + c];
 }
 
 void slope_normals(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays, kEdges> t,
@@ -316,28 +323,31 @@ void slope_normals(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> direction
 
 void normal_inputs_forward(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                            In<real, kRays, kEdges> t, In<real, kPoints, kChannels> h, int64_t frequencies,
-                           int64_t layout, Out<real, kPoints, kOutputs> x) {
-  const int64_t samples = t.size[1] - 1, waves = int64_t(6) * frequencies, width = x.size[1];
+                           int64_t layout, OutPayload<kPoints, kOutputs> any) {
+  const int64_t samples = t.size[1] - 1, waves = int64_t(6) * frequencies, width = waves + h.size[1] - 1;
   const char* problem = fourier_problem(frequencies, layout, 0, width);
   require(!problem, problem);
-  require(width == waves + h.size[1] - 1, "x must have a column for each wave, and for h but its first");
-  require(x.size[0] == t.size[0] * samples, "x must have a row for every sample of every ray");
-  parallel_for(t.size[0], 20 * samples * frequencies, [&](int64_t ray) {
-    const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
-    for (int64_t i = 0; i < samples; ++i) {
-      const Vec3 at = middle(o, d, t.data + ray * (samples + 1), i);
-      const real coordinates[3] = {at.x, at.y, at.z};
-      const int64_t row = ray * samples + i;
-      real* to = x.data + row * width;
-      for (int axis = 0; axis < 3; ++axis)
-        for (int k = 0; k < frequencies; ++k) {
-          const Turn wave = turn(fourier_frequency(k, layout) * coordinates[axis]);
-          const Columns c = fourier_columns(axis, k, int(frequencies), layout);
-          to[c.sine] = wave.sine, to[c.cosine] = wave.cosine;
-        }
-      std::copy_n(h.data + row * h.size[1] + 1, h.size[1] - 1, to + waves);
-    }
-  });
+  require(any.size[1] >= width, "x must have a column for each wave, and for h but its first");
+  require(any.size[0] == t.size[0] * samples, "x must have a row for every sample of every ray");
+  const auto fill = [&](Out<real, kPoints, kOutputs> x) {
+    parallel_for(t.size[0], 20 * samples * frequencies, [&](int64_t ray) {
+      const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
+      for (int64_t i = 0; i < samples; ++i) {
+        const Vec3 at = middle(o, d, t.data + ray * (samples + 1), i);
+        const real coordinates[3] = {at.x, at.y, at.z};
+        const int64_t row = ray * samples + i;
+        real* to = x.data + row * width;
+        for (int axis = 0; axis < 3; ++axis)
+          for (int k = 0; k < frequencies; ++k) {
+            const Turn wave = turn(fourier_frequency(k, layout) * coordinates[axis]);
+            const Columns c = fourier_columns(axis, k, int(frequencies), layout);
+            to[c.sine] = wave.sine, to[c.cosine] = wave.cosine;
+          }
+        std::copy_n(h.data + row * h.size[1] + 1, h.size[1] - 1, to + waves);
+      }
+    });
+  };
+  fill_rows(any, width, fill);
 }
 
 void normal_inputs_backward(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions,

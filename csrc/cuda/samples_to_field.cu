@@ -149,11 +149,13 @@ __global__ void __launch_bounds__(kRayThreads)
 
 __device__ __forceinline__ real axis_of(Vec3 v, int axis) { return axis == 0 ? v.x : axis == 1 ? v.y : v.z; }
 
-// One warp per ray; lanes take the numbers of its rows of x one after another, each a wave or a copy.
+// One warp per ray; lanes take the numbers of its rows of x one after another, each a wave, a copy or
+// padding.
+template <class T>
 __global__ void __launch_bounds__(kRayThreads)
     normal_inputs_forward_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                                  In<real, kRays, kEdges> t, In<real, kPoints, kChannels> h, int frequencies,
-                                 int64_t layout, Out<real, kPoints, kOutputs> x) {
+                                 int64_t layout, Out<T, kPoints, kOutputs> x) {
   const int64_t ray = warp();
   if (ray >= t.size[0]) return;
   const int samples = int(t.size[1]) - 1, waves = 6 * frequencies, width = int(x.size[1]);
@@ -166,14 +168,15 @@ __global__ void __launch_bounds__(kRayThreads)
     const real place = axis_of(o + midpoint(edges, s) * d, axis);
     const Turn at = turn(fourier_frequency(k, layout) * place);
     const Columns to = fourier_columns(axis, k, frequencies, layout);
-    real* row = x.data + (ray * samples + s) * width;
-    row[to.sine] = at.sine, row[to.cosine] = at.cosine;
+    T* row = x.data + (ray * samples + s) * width;
+    row[to.sine] = from_float<T>(at.sine), row[to.cosine] = from_float<T>(at.cosine);
   }
-  const int copied = channels - 1;
-  for (int i = lane(); i < samples * copied; i += 32) {
-    const int s = i / copied, c = i % copied;
+  const int rest = width - waves;
+  for (int i = lane(); i < samples * rest; i += 32) {
+    const int s = i / rest, c = i % rest;
     const int64_t row = ray * samples + s;
-    x.data[row * width + waves + c] = h.data[row * channels + 1 + c];
+    x.data[row * width + waves + c] =
+        from_float<T>(c < channels - 1 ? h.data[row * channels + 1 + c] : real(1));
   }
 }
 
@@ -391,14 +394,17 @@ void slope_normals(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> direct
 
 void normal_inputs_forward(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                            In<real, kRays, kEdges> t, In<real, kPoints, kChannels> h, int64_t frequencies,
-                           int64_t layout, Out<real, kPoints, kOutputs> x) {
+                           int64_t layout, OutPayload<kPoints, kOutputs> x) {
   const char* problem = fourier_problem(frequencies, layout, 0, x.size[1]);
   require(!problem, problem);
-  require(x.size[1] == 6 * frequencies + h.size[1] - 1,
+  require(x.size[1] >= 6 * frequencies + h.size[1] - 1,
           "x must have a column for each wave, and for h but its first");
   require(x.size[0] == t.size[0] * (t.size[1] - 1), "x must have a row for every sample of every ray");
-  launch("normal_inputs_forward", normal_inputs_forward_kernel, blocks(t.size[0], kWarpsPerBlock),
-         kRayThreads, q, origins, directions, t, h, int(frequencies), layout, x);
+  with_dtype(x, [&](auto view) {
+    using T = std::remove_pointer_t<decltype(view.data)>;
+    launch("normal_inputs_forward", normal_inputs_forward_kernel<T>, blocks(t.size[0], kWarpsPerBlock),
+           kRayThreads, q, origins, directions, t, h, int(frequencies), layout, view);
+  });
 }
 
 void normal_inputs_backward(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions,

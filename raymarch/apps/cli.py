@@ -164,6 +164,8 @@ def render(
     cameras: Path | None = None,
     view: tuple[str, ...] = (),
     formats: str = "png",
+    mode: Literal["exact", "reduced"] = "exact",
+    embeddings: Path | None = None,
     device: Device = "auto",
 ) -> None:
     """Render images of a run: training or held-out views, or the poses of a transforms.json.
@@ -171,15 +173,18 @@ def render(
     Args:
         run: Run folder.
         out: Output folder (default: RUN/renders).
-        heads: Comma-separated: rgb, depth, opacity, normals, predicted_normals, feature.
+        heads: Comma-separated: rgb, depth, opacity, normals, predicted_normals, feature, similarity.
         cameras: A transforms.json whose frames (poses and intrinsics) to render, in world units.
         view: Views as test:0 or train:3; default every held-out view.
         formats: Comma-separated: png, exr, npz.
+        mode: exact, or reduced: several times faster; says how far its first image is from the exact one.
+        embeddings: A .npy file [K, D] of what similarity compares features with, as from a text encoder.
         device: Where to run.
     """
     from raymarch.apps.rendering import render_run
 
-    for line in render_run(run, out, heads.split(","), cameras, view, formats.split(","), device):
+    words = heads.split(","), cameras, view, formats.split(","), device, mode, embeddings
+    for line in render_run(run, out, *words):
         print(line)
 
 

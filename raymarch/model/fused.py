@@ -144,6 +144,9 @@ class FusedPipeline:
         if (why := unsupported(model)) is not None:
             raise ValueError(f"fused stages cannot train this model: {why}; use train.trainer.fused=false")
         self.model, self.cameras, self.config = model, cameras, model.config
+        self._halves = (
+            cameras.camera_to_worlds.is_cuda
+        )  # what networks read: on tensor cores it is rounded anyway
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._weighings: dict[tuple, Weighing] = {}
         self._seeds: dict[int, Tensor] = {}
@@ -268,10 +271,8 @@ class FusedPipeline:
         h = radiance.mlp.run(encoded)
         codes = radiance.appearance if config.appearance else None
         signs = SIGNS.index(config.harmonics)
-        # Ones fill the columns up, as the network would fill them; its tensor cores read halves anyway.
-        filled = 16 if radiance.colour.padding == 1 else 1
         sigma, inputs = radiance_inputs_forward(
-            h, y, config.average_init_density, rays.directions, signs, pixels.camera, codes, filled, h.is_cuda
+            h, y, config.average_init_density, rays.directions, signs, pixels.camera, codes, self._halves
         )
         rgb = radiance.colour.run(inputs)
         features = hidden = None
@@ -298,7 +299,7 @@ class FusedPipeline:
         norm = self.config.fields.norm
         normals = slope_normals(rays.origins, rays.directions, t, slope, norm, contracted)
         waves = (radiance.fourier.frequencies, LAYOUTS.index(radiance.fourier.layout))
-        inputs = normal_inputs_forward(rays.origins, rays.directions, t, at.h, *waves)
+        inputs = normal_inputs_forward(rays.origins, rays.directions, t, at.h, *waves, self._halves)
         z = radiance.normals.run(inputs)
         layer = radiance.normals_layer
         predicted = normal_head_forward(z, layer.weight, layer.bias)
@@ -367,11 +368,10 @@ class FusedPipeline:
         feature = self._feature()
         to_positions = refines and not feature.config.detach_positions
         assert at.features is not None and at.hidden is not None
-        wanted = to_positions or feature.grid is not None
+        grid_columns = feature.grid.outputs if feature.grid is not None else 0
+        columns = None if to_positions else grid_columns  # of waves only positions want to know
         flat = grad_hidden.view(-1, grad_hidden.shape[-1])
-        grad, found.of[feature.trunk.params] = feature.trunk.gradients(
-            at.features, at.hidden, flat, need_x=wanted
-        )
+        grad, found.of[feature.trunk.params] = feature.trunk.gradients(at.features, at.hidden, flat, columns)
         if feature.grid is not None:
             feature.grid.add_gradient(y, grad, self._sum_for(feature.grid.table, found))
         if not to_positions:

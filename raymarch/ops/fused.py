@@ -380,6 +380,13 @@ def proposal_loss(
     return _ProposalLoss.apply(h, y, float(scale), s, t, s_fine, w_fine)
 
 
+def _network_inputs(like: Tensor, width: int, halves: bool) -> Tensor:
+    """Room for rows that a network reads; halves are as many as tensor cores take, the rest ones."""
+    if not halves:
+        return like.new_empty(like.shape[0], width)
+    return like.new_empty(like.shape[0], -(-width // 16) * 16, dtype=torch.float16)
+
+
 @op
 def radiance_inputs_forward(
     h: Tensor,
@@ -389,14 +396,10 @@ def radiance_inputs_forward(
     signs: int,
     camera: Tensor | None,
     codes: Tensor | None,
-    multiple: int,
-    half: bool,
+    halves: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Density and x, with ones in further columns up to a `multiple`; `half` makes x float16."""
     sigma = h.new_empty(h.shape[0])
-    width = HARMONICS + h.shape[1] - 1 + (0 if codes is None else codes.shape[1])
-    dtype = torch.float16 if half else h.dtype
-    x = h.new_empty(h.shape[0], -(-width // multiple) * multiple, dtype=dtype)
+    x = _network_inputs(h, HARMONICS + h.shape[1] - 1 + (0 if codes is None else codes.shape[1]), halves)
     launch("radiance_inputs_forward", h, y, scale, directions, signs, camera, codes, sigma, x)
     return sigma, x
 
@@ -454,7 +457,7 @@ def add_radiance_gradients(
 
 
 def _radiance_inputs_backward(inputs, saved, grads, needs):
-    h, y, scale, directions, signs, camera, codes, _, _ = inputs
+    h, y, scale, directions, signs, camera, codes, _ = inputs
     grad_sigma, grad_x = grads
     if grad_sigma is None:
         grad_sigma = h.new_zeros(h.shape[0])
@@ -466,7 +469,7 @@ def _radiance_inputs_backward(inputs, saved, grads, needs):
         h, y, scale, directions, signs, camera, wide, grad_sigma, grad_x, None, 0, None
     )
     grad_codes = None if codes is None else torch.zeros_like(codes).index_add_(0, camera, grad_code)
-    return grad_h, None, None, grad_directions, None, None, grad_codes, None, None
+    return grad_h, None, None, grad_directions, None, None, grad_codes, None
 
 
 _radiance_inputs = differentiable(radiance_inputs_forward, _radiance_inputs_backward)
@@ -489,7 +492,7 @@ def radiance_inputs(
         raise ValueError(
             f"radiance_inputs: signs is {signs!r}, expected one of {', '.join(SIGNS)}, and camera with codes"
         )
-    return _radiance_inputs(h, y, float(scale), directions, SIGNS.index(signs), camera, codes, 1, False)
+    return _radiance_inputs(h, y, float(scale), directions, SIGNS.index(signs), camera, codes, False)
 
 
 @op
@@ -521,9 +524,9 @@ def slope_normals(
 
 @op
 def normal_inputs_forward(
-    origins: Tensor, directions: Tensor, t: Tensor, h: Tensor, frequencies: int, layout: int
+    origins: Tensor, directions: Tensor, t: Tensor, h: Tensor, frequencies: int, layout: int, halves: bool
 ) -> Tensor:
-    x = h.new_empty(h.shape[0], 6 * frequencies + h.shape[1] - 1)
+    x = _network_inputs(h, 6 * frequencies + h.shape[1] - 1, halves)
     launch("normal_inputs_forward", origins, directions, t, h, frequencies, layout, x)
     return x
 
@@ -545,11 +548,11 @@ def normal_inputs_backward(
 
 
 def _normal_inputs_backward(inputs, saved, grads, needs):
-    origins, directions, t, _, frequencies, layout = inputs
+    origins, directions, t, _, frequencies, layout, _ = inputs
     (grad_x,) = grads
     to_rays = normal_inputs_backward(origins, directions, t, frequencies, layout, grad_x, None)
     grad_h = torch.nn.functional.pad(grad_x[:, 6 * frequencies :], (1, 0))
-    return (*to_rays, None, grad_h, None, None)
+    return (*to_rays, None, grad_h, None, None, None)
 
 
 _normal_inputs = differentiable(normal_inputs_forward, _normal_inputs_backward)
@@ -564,7 +567,7 @@ def normal_inputs(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"normal_inputs: layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
-    return _normal_inputs(origins, directions, t, h, frequencies, LAYOUTS.index(layout))
+    return _normal_inputs(origins, directions, t, h, frequencies, LAYOUTS.index(layout), False)
 
 
 @op
