@@ -19,7 +19,7 @@ done
 export SCENES=${SCENES:-}
 
 declare -A limit=([build]=300 [tests]=480 [checks]=240 [ops]=300 [overhead]=60 [sanitizer]=600 [racecheck]=600
-                  [steps]=400 [quality]=1800)
+                  [steps]=400 [quality]=1800 [localise]=300)
 default=(build tests checks ops overhead sanitizer steps quality)
 
 build() { "$PYTHON" setup.py -q build_ext --inplace && "$PYTHON" -m raymarch.apps.doctor; }
@@ -38,7 +38,8 @@ on_scenes() {
 }
 steps() { on_scenes bench.render; }
 quality() { on_scenes bench.quality; }
-export -f build tests checks ops overhead sanitizer racecheck on_scenes steps quality
+localise() { SCENES=${SCENES:+$SCENES/fox_full} on_scenes bench.localise; }
+export -f build tests checks ops overhead sanitizer racecheck on_scenes steps quality localise
 
 failed=0
 summary=()

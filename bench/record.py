@@ -34,6 +34,7 @@ KEYS = (
     "steps",
     "frames",
     "quality",
+    "localisation",
     "memory",
 )
 SECTIONS = KEYS[4:]

@@ -2,8 +2,9 @@
 
     python -m bench.render SCENES [--what steps,frames]
 
-Wall time is a host clock over a synchronised loop; GPU time and kernels come from the profiler over a few
-replays; peak memory is torch's, images included.
+Wall time is a host clock over a synchronised loop, of steps after the proposals' warm-up, when one step in six
+trains them (`early_wall_ms`: of steps before, when every other does).
+GPU time and kernels come from the profiler over a few replays; peak memory is torch's, images included.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bench.record import merge
 from raymarch.data.scene import load
 from raymarch.train.runs import start
 
+LATE = 6000  # a step past every warm-up
 STEPS = {
     "nerfacto_4096": ("nerfacto_so3xr3", 4096, False),
     "f3rm_4096": ("f3rm", 4096, False),
@@ -41,21 +43,28 @@ def trainer_for(row: str, rays: int, normals: bool, scene, device: torch.device)
     )
 
 
-def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
-    """Wall and GPU milliseconds, kernels and host synchronisations of a step in the late phase."""
-    torch.cuda.reset_peak_memory_stats()
-    for _ in trainer.iterate(trainer.step + warmup):
-        pass
+def wall_ms(trainer, count: int) -> float:
+    """Of one step, over `count` of them."""
     torch.cuda.synchronize()
     begin = time.perf_counter()
     with torch.cuda.stream(trainer._stream):
-        for _ in range(timed):
+        for _ in range(count):
             trainer._advance()
     torch.cuda.synchronize()
-    wall = (time.perf_counter() - begin) / timed * 1e3
+    return (time.perf_counter() - begin) / count * 1e3
+
+
+def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
+    """Wall and GPU milliseconds, kernels and host synchronisations of a step, after `warmup` steps."""
+    torch.cuda.reset_peak_memory_stats()
+    for _ in trainer.iterate(trainer.step + warmup):
+        pass
+    early = wall_ms(trainer, timed // 2)
+    skip_to(trainer, LATE)
+    wall = wall_ms(trainer, timed)
     from torch.profiler import ProfilerActivity, profile
 
-    count = 30
+    count = 30  # a multiple of 6
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         with torch.cuda.stream(trainer._stream):
             for _ in range(count):
@@ -68,21 +77,32 @@ def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
         row = by_name.setdefault(e.name, [0.0, 0.0])
         row[0] += e.device_time_total / count
         row[1] += 1 / count
-    print(f"  wall {wall:.3f} ms, gpu {busy:.3f} ms, {len(device_events) / count:.0f} kernels", flush=True)
+    print(
+        f"  wall {wall:.3f} ms (early {early:.3f}), gpu {busy:.3f} ms, {len(device_events) / count:.0f} kernels",
+        flush=True,
+    )
     for name, (us, calls) in sorted(by_name.items(), key=lambda kv: -kv[1][0])[:32]:
         print(f"    {us:8.1f} us {calls:6.1f} x {name[:110]}")
     return {
         "wall_ms": wall,
+        "early_wall_ms": early,
         "gpu_ms": busy,
         "kernels": len(device_events) / count,
-        "waits": waits(trainer),
+        "syncs": int(waits(trainer)),
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
         "steps_timed": timed,
     }
 
 
+def skip_to(trainer, step: int) -> None:
+    """Put the schedules at a later step: a step's cost depends on it, hardly on what has been learnt since."""
+    trainer.step = step
+    trainer.counter[1] = step
+    trainer._row.copy_(trainer._schedules[step])
+
+
 def waits(trainer, steps: int = 10) -> bool:
-    """Whether the host waits for the device in a step: a stream that slept first must still be busy after."""
+    """Whether the host ever waits for the device in steps: a stream that slept first must still be busy after."""
     with torch.cuda.stream(trainer._stream):
         torch.cuda._sleep(1_000_000_000)  # about half a second
         for _ in range(steps):
@@ -108,12 +128,16 @@ def main() -> None:
         trainer = trainer_for(row, rays, normals, featured if row == "f3rm" else photos, device)
         if "steps" in args.what:
             timed = args.steps if rays <= 4096 else max(30, args.steps // 6)
-            merge("steps", {name: time_steps(trainer, 2 * timed, timed)}, command)
+            found = time_steps(trainer, 2 * timed, timed)
+            merge("steps", {name: found}, command)
+            merge("memory", {f"step_{name}": {"peak_gb": found["peak_gb"]}}, command)
         del trainer
         torch.cuda.empty_cache()
     if "frames" in args.what:
         model, photos = frames.trained(args.scenes, 3000, device)
-        merge("frames", frames.measure(model, photos, device, list(frames.ROWS)), command)
+        measured = frames.measure(model, photos, device, list(frames.ROWS))
+        merge("frames", measured, command)
+        merge("memory", {f"frame_{k}": {"peak_gb": v["peak_gb"]} for k, v in measured.items()}, command)
 
 
 if __name__ == "__main__":

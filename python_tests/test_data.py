@@ -262,7 +262,8 @@ def test_a_description_names_what_matters():
         "2 to train on, 1 held out",
         "3 fisheye",
         "7 wide, 3 x 2",
-        "75.0%",
+        "18 pixels (25.0%)",
+        "never drawn",
         "x is odd",
     ):
         assert part in text

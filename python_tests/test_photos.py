@@ -33,3 +33,20 @@ def test_fox_at_an_eighth_of_its_size_reaches_18_db_on_a_laptop():
     psnr = statistics.fmean(r.psnr for r in rows)
     print(f"{psnr:.2f} dB in {time.perf_counter() - began:.0f} s")
     assert psnr >= 18
+
+
+@pytest.mark.parametrize(
+    ("name", "downscale"),
+    [("fox", 8), ("chair", 4), ("head", 4), ("head/poses_bounds.npy", 4), ("miku", 8)],
+)
+def test_every_shared_scene_loads_and_trains(name, downscale):
+    if not (SCENES / name).exists():
+        pytest.skip("../shared/scenes is absent")
+    scene = load(SCENES / name, downscale=downscale, memory="memory")
+    config = preset("tiny")
+    trainer = replace(config.train.trainer, steps=60, rays=512, log_every=10)
+    seen = list(
+        start(scene, replace(config, train=replace(config.train, trainer=trainer)), device="cpu").iterate()
+    )
+    assert seen[-1].psnr > seen[0].psnr + 1
+    assert scene.test

@@ -258,8 +258,9 @@ def fourier_backward(
 
 # A network without biases, through `layers` hidden layers of `hidden` units with relu. `params` is flat:
 # [out, in] per layer, row-major, widths of input and output rounded up to 16 (ops/mlp.py). An input column
-# that only pads is the constant `padding`. Backward computes the hidden layers again; it reads `y` where
-# the output activation is not kLinear, and needs `partial` on CUDA for the gradient of the parameters.
+# that only pads is the constant `padding`. Backward computes the hidden layers again; on a CPU it reads `y`
+# where the output activation is not kLinear, on CUDA it needs `partial` for the gradient of the parameters.
+# grad_x may have the first columns of x alone.
 def mlp_forward(
     x: Array,
     params: Array,
@@ -514,11 +515,325 @@ def predicted_normals_backward(
 # A colour per ray, even in 0 .. 1, to put behind what is seen. `counter` is (seed, step).
 def random_colour(counter: Array, colour: Array, stream: int, /) -> None: ...
 
+# draw_pixels, gather_pixels and, where there are maps, gather_features.
+def draw_truth(
+    counter: Array,
+    starts: Array,
+    widths: Array,
+    valid: Array | None,
+    images: Array,
+    maps: Array | None,
+    map_starts: Array | None,
+    map_size: Array | None,
+    image_size: Array,
+    camera: Array,
+    xy: Array,
+    colour: Array,
+    feature: Array | None,
+    stream: int,
+    mode: int,
+    /,
+) -> None: ...
+
+# Pose refinement: the mean of all cameras taken out of xi (`centred`) or frozen cameras held, pose_forward,
+# and
+# the penalty: factors times the mean lengths of translations and rotations.
+def refine_forward(
+    xi: Array,
+    free: Array | None,
+    centred: bool,
+    mode: int,
+    clamped: bool,
+    translation: float,
+    rotation: float,
+    pose: Array,
+    penalty: Array,
+    /,
+) -> None: ...
+def refine_backward(
+    xi: Array,
+    free: Array | None,
+    centred: bool,
+    mode: int,
+    clamped: bool,
+    translation: float,
+    rotation: float,
+    grad_pose: Array | None,
+    grad_penalty: Array | None,
+    grad_xi: Array,
+    /,
+) -> None: ...
+
+# rays_forward, near_far within two planes, sample_spaced and sample_unit_positions_forward.
+def cast_rays(
+    camera_to_worlds: Array,
+    camera: Array,
+    xy: Array,
+    intrinsics: Array,
+    distortion: Array,
+    lens: Array,
+    adjustment: Array | None,
+    compose: int,
+    eye_distance: float,
+    box: Array | None,
+    near_plane: float,
+    far_plane: float,
+    counter: Array | None,
+    spacing: int,
+    jitter: int,
+    stream: int,
+    norm: int,
+    origins: Array,
+    directions: Array,
+    area: Array,
+    directions_norm: Array,
+    converged: Array,
+    near: Array,
+    far: Array,
+    s: Array,
+    t: Array,
+    y: Array,
+    /,
+) -> None: ...
+
+# sample_unit_positions_backward, summed over several levels of samples of the same rays, plus more.
+def ray_gradients(
+    origins: Array,
+    directions: Array,
+    t: list[Array],
+    grad_y: list[Array],
+    norm: int,
+    more_origins: Array | None,
+    more_directions: Array | None,
+    grad_origins: Array,
+    grad_directions: Array,
+    /,
+) -> None: ...
+
+# One proposal level: density_forward, weights_forward, sample_pdf and sample_unit_positions_forward.
+def resample(
+    h: Array,
+    y: Array,
+    scale: float,
+    s: Array,
+    t: Array,
+    near: Array,
+    far: Array,
+    origins: Array,
+    directions: Array,
+    counter: Array | None,
+    anneal: Array | None,
+    spacing: int,
+    jitter: int,
+    stream: int,
+    padding: float,
+    norm: int,
+    w: Array,
+    s_new: Array,
+    t_new: Array,
+    y_new: Array,
+    /,
+) -> None: ...
+
+# The way back from the interlevel loss of one proposal level, `grad` for each ray: interlevel_backward,
+# weights_backward and density_backward.
+def proposal_backward(
+    h: Array,
+    y: Array,
+    scale: float,
+    s: Array,
+    t: Array,
+    w: Array,
+    s_fine: Array,
+    w_fine: Array,
+    grad: Array,
+    grad_h: Array,
+    /,
+) -> None: ...
+
+# colour_inputs of the harmonics of directions and of each camera's row of `codes`. Backward adds to
+# grad_codes,
+# or writes what each ray says to grad_code; `more_h` [column ..] joins the gradient of h[1 ..].
+def radiance_inputs_forward(
+    h: Array,
+    y: Array,
+    scale: float,
+    directions: Array,
+    signs: int,
+    camera: Array | None,
+    codes: Array | None,
+    sigma: Array,
+    x: Array,
+    /,
+) -> None: ...
+def radiance_inputs_backward(
+    h: Array,
+    y: Array,
+    scale: float,
+    directions: Array,
+    signs: int,
+    camera: Array | None,
+    grad_sigma: Array,
+    grad_x: Array,
+    more_h: Array | None,
+    column: int,
+    more_directions: Array | None,
+    grad_h: Array,
+    grad_directions: Array,
+    grad_codes: Array | None,
+    grad_code: Array | None,
+    /,
+) -> None: ...
+
+# Gradients of density against positions in the cube as unit normals of the world, pulled back through the
+# contraction unless `contracted`.
+def slope_normals(
+    origins: Array,
+    directions: Array,
+    t: Array,
+    slope: Array,
+    norm: int,
+    contracted: bool,
+    normals: Array,
+    /,
+) -> None: ...
+
+# What the network of predicted normals reads: fourier features of positions, then h[1 ..].
+def normal_inputs_forward(
+    origins: Array,
+    directions: Array,
+    t: Array,
+    h: Array,
+    frequencies: int,
+    layout: int,
+    x: Array,
+    /,
+) -> None: ...
+def normal_inputs_backward(
+    origins: Array,
+    directions: Array,
+    t: Array,
+    frequencies: int,
+    layout: int,
+    grad_x: Array,
+    more_directions: Array | None,
+    grad_origins: Array,
+    grad_directions: Array,
+    /,
+) -> None: ...
+
+# Its last layer: n = normalised tanh(weight z + bias). `partial` holds what several parts of the points say
+# about weight and bias, side by side.
+def normal_head_forward(z: Array, weight: Array, bias: Array, n: Array, /) -> None: ...
+def normal_head_backward(
+    z: Array,
+    weight: Array,
+    bias: Array,
+    grad_n: Array,
+    grad_z: Array,
+    partial: Array,
+    /,
+) -> None: ...
+
+# weights_forward, the heads a loss needs of composite_forward, and per ray (a row each, as many as there is
+# room
+# for) the squared error of the colour, interlevel losses, distortion, orientation, predicted normals.
+# background: as composite_forward, or a random colour from `counter` (4). truth has 3 or 4 (alpha) columns.
+def field_to_pixels_forward(
+    sigma: Array,
+    s: Array,
+    t: Array,
+    rgb: Array,
+    hidden: Array | None,
+    normals: Array | None,
+    predicted: Array | None,
+    directions: Array | None,
+    truth: Array,
+    counter: Array | None,
+    s_proposal: list[Array],
+    w_proposal: list[Array],
+    background: int,
+    stream: int,
+    w: Array,
+    colour: Array,
+    opacity: Array,
+    hidden_out: Array | None,
+    losses: Array,
+    /,
+) -> None: ...
+
+# `grad` of each row above (the same for all rays); g_hidden is the sum of its parts times
+# grad_hidden_scale[0].
+# `calm` shrinks gradients of the field near the camera (scale_gradients).
+def field_to_pixels_backward(
+    sigma: Array,
+    s: Array,
+    t: Array,
+    rgb: Array,
+    hidden: Array | None,
+    normals: Array | None,
+    directions: Array | None,
+    truth: Array,
+    counter: Array | None,
+    background: int,
+    stream: int,
+    calm: bool,
+    detached: bool,
+    w: Array,
+    colour: Array,
+    opacity: Array,
+    grad: Array,
+    g_hidden: Array | None,
+    grad_hidden_scale: Array | None,
+    grad_sigma: Array,
+    grad_rgb: Array,
+    grad_hidden: Array | None,
+    grad_predicted: Array | None,
+    grad_directions: Array | None,
+    /,
+) -> None: ...
+
+# The squared error of features = hidden layer^T, by parts of the features (rows of `losses`), and at the same
+# time its gradients: to hidden by the same parts, to the layer by parts of the rays.
+def feature_loss(
+    hidden: Array,
+    layer: Array,
+    target: Array,
+    losses: Array,
+    grad_hidden: Array,
+    grad_layer: Array,
+    /,
+) -> None: ...
+
+# The sum of rows, always in the same order, times a number.
+def add_rows(rows: Array, scale: Array | None, sum: Array, /) -> None: ...
+
+# Losses of rays to terms: each row of `rows` times its scale, summed, goes to term `owner`; `penalty` is the
+# last
+# term. A term that is not finite clears `healthy`; the counts `steps` that are `stepping` go on while
+# healthy.
+def sum_losses(
+    rows: Array,
+    scales: Array,
+    owner: Array,
+    penalty: Array | None,
+    sums: Array,
+    ticket: Array,
+    terms: Array,
+    healthy: Array,
+    steps: Array,
+    stepping: Array,
+    /,
+) -> None: ...
+
+# After a step: counts it in `counter` (seed, step) if all went well, and looks up the schedules of the next.
+def advance(counter: Array, healthy: Array, schedules: Array, row: Array, /) -> None: ...
+
 # One step of Adam on flat parameters, in place, all in one pass. Learning rates, step counts (from 1) and
 # whether to step at all live on the device, so that a CUDA graph can replay it. `stored` are copies in
 # another
 # dtype that follow their parameters. A gradient that is not finite is not applied and clears `healthy`, which
-# stops every later step.
+# stops every later step. Gradients to `clear` are zeroed where they are not zero already.
 def adam(
     parameters: list[Array],
     gradients: list[Array],
@@ -529,6 +844,7 @@ def adam(
     steps: list[Array],
     epsilon: list[float],
     decay: list[float],
+    clear: list[bool],
     healthy: Array,
     beta1: float,
     beta2: float,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from raymarch.features.query import similarity_from_hidden
 from raymarch.model import HEADS
 from raymarch.model.frames import FrameRenderer
+from raymarch.train.localize import Localisation, LocalizeConfig, Localizer
+from raymarch.train.refined import RefinedPoses, refined_poses
 from raymarch.train.runs import OpenRun, subset
 from raymarch.types import Cameras
 
@@ -32,6 +35,8 @@ def perspective(
 
 class TrainedScene(OpenRun):
     """What `raymarch.load` returns."""
+
+    _localizer: Localizer | None = None  # kept: its captured graphs make the next photo quicker
 
     def camera(self, which: str, index: int) -> Cameras:
         """A `train` (refined pose) or `test` (pose as given) camera by its place in that split."""
@@ -60,9 +65,9 @@ class TrainedScene(OpenRun):
 
         heads: any of rgb, depth, opacity, normals, predicted_normals, feature, similarity. Returns images [h,
         w, ...] by name; `depth` (median) and `expected_depth` [h, w] are distances along the ray in world
-        units, `similarity` [h, w, K] the cosines of features with `embeddings` [K, D]. mode "reduced" is
-        several times faster and close to "exact"; `model.reduced` holds its switches and bounds. Feature
-        images that do not fit on the GPU are returned in the host's memory.
+        units, normals are in world axes, `similarity` [h, w, K] the cosines of features with `embeddings`
+        [K, D]. mode "reduced" is several times faster and close to "exact"; `model.reduced` holds its switches
+        and bounds. Feature images that do not fit on the GPU are returned in the host's memory.
         ValueError names heads this run does not have, unknown modes and embeddings of another width.
         """
         heads = frozenset(heads)
@@ -71,6 +76,9 @@ class TrainedScene(OpenRun):
         for name in ("depth", "expected_depth"):
             if name in found:
                 found[name] = found[name] * self.world_from_scene.scale
+        for name in ("normals", "predicted_normals"):
+            if name in found:
+                found[name] = self.world_from_scene.rotate(found[name])
         return found
 
     def _check(self, heads: frozenset[str], embeddings: Tensor | None = None) -> None:
@@ -110,6 +118,35 @@ class TrainedScene(OpenRun):
         feature = self.model.fields.feature
         assert feature is not None
         return similarity_from_hidden(hidden, feature.layer.detach(), positives, negatives)
+
+    def poses(self) -> RefinedPoses:
+        """The training cameras before and after refinement, with corrections in degrees and world units."""
+        return refined_poses(self)
+
+    def localize(
+        self,
+        image: Any,
+        camera: Any = None,
+        init: Any = None,
+        config: LocalizeConfig | None = None,
+        overlay: bool = True,
+        keep: Tensor | None = None,
+    ) -> Localisation:
+        """Where a photo was taken from, against the fields as they are.
+
+        image: a path, or [h, w, 3 or 4], uint8 or float in 0..1. camera: a Cameras of length 1 for that size
+        (its pose is not read), (fx, fy, cx, cy) in pixels, or None for the lens that all training photos
+        share. init: None or "all" (every training view), "train:K", "test:K", or camera-to-world poses in
+        world units, [3, 4], [4, 4], [S, 3, 4] or [S, 4, 4] (OpenGL axes). `overlay` also renders the result.
+        keep: [h, w] bool, the pixels to use (default: all).
+
+        The search covers `config.spread_degrees` and `config.spread` (of the scene's size) around every
+        start. Raises LocalizeError for a photo, camera or start that cannot be used.
+        """
+        config = config or LocalizeConfig()
+        if self._localizer is None or self._localizer.config != config:
+            self._localizer = Localizer(self, config)
+        return self._localizer(image, camera, init, overlay, keep)
 
 
 def _on(camera: Cameras, device: torch.device) -> Cameras:

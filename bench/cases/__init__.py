@@ -4,6 +4,7 @@ from bench.cases import (
     box,
     composite,
     contract,
+    fused,
     harmonics,
     hashgrid,
     inputs,
@@ -35,6 +36,7 @@ STAGES = (
     weights,
     composite,
     losses,
+    fused,
 )
 CASES: dict[str, Case] = {name: case for stage in STAGES for name, case in stage.CASES.items()}
 

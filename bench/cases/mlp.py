@@ -45,7 +45,7 @@ def _network(inputs, hidden, layers, outputs, output_activation="none", padding=
         )
         settings = (hidden, layers, outputs, output_activation, padding)
         # Many times too many points, of which the n farthest from a kink stay: finite differences and
-        # rounding to TF32 must not cross one.
+        # rounding to halves must not cross one.
         x = torch.randn(4 * n + 32 if n < 1000 else n, inputs)
         if n < 1000:
             x = x[_margin(x.double(), params.double(), *settings).argsort(descending=True)[:n]]

@@ -36,12 +36,12 @@ void copy_block(int64_t count, const real* __restrict from, T* __restrict to) {
   for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(from[i]);
 }
 
-void adam(Cpu, Several<Out<real, kParams>> parameters, Several<In<real, kParams>> gradients,
+void adam(Cpu, Several<Out<real, kParams>> parameters, Several<Out<real, kParams>> gradients,
           Several<Out<real, kParams>> first, Several<Out<real, kParams>> second,
           Several<Maybe<OutPayload<kParams>>> stored, Several<In<float, 1>> rates,
-          Several<In<int64_t, 1>> steps, Several<double> epsilon, Several<double> decay, Out<bool, 1> healthy,
-          double beta1, double beta2) {
-  if (!healthy.data[0]) return;
+          Several<In<int64_t, 1>> steps, Several<double> epsilon, Several<double> decay, Several<bool> clear,
+          Out<bool, 1> healthy, double beta1, double beta2) {
+  const bool healthy_before = healthy.data[0];
   AdamStep step[kSeveral];
   int64_t end[kSeveral], blocks = 0;  // of each parameter's blocks
   for (int k = 0; k < parameters.count; ++k) {
@@ -55,16 +55,17 @@ void adam(Cpu, Several<Out<real, kParams>> parameters, Several<In<real, kParams>
     const int64_t from = (block - (k > 0 ? end[k - 1] : 0)) * kBlock;
     const int64_t size = std::min(kBlock, parameters.item[k].size[0] - from);
     real* parameter = parameters.item[k].data + from;
-    const real* gradient = gradients.item[k].data + from;
-    if (!finite(size, gradient)) {
+    real* gradient = gradients.item[k].data + from;
+    if (healthy_before && finite(size, gradient)) {
+      adam_block(step[k], size, parameter, gradient, first.item[k].data + from, second.item[k].data + from);
+      if (stored.item[k])
+        with_dtype(stored.item[k], [&](auto copy) { copy_block(size, parameter, copy.data + from); });
+    } else {
       good = false;
-      return;
     }
-    adam_block(step[k], size, parameter, gradient, first.item[k].data + from, second.item[k].data + from);
-    if (stored.item[k])
-      with_dtype(stored.item[k], [&](auto copy) { copy_block(size, parameter, copy.data + from); });
+    if (clear.item[k]) std::fill_n(gradient, size, real(0));
   });
-  healthy.data[0] = good;
+  healthy.data[0] = healthy_before && good;
 }
 
 }  // namespace raymarch

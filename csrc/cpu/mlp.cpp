@@ -24,7 +24,7 @@ struct Chunks {
   }
 };
 
-Network network(In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
+Network network(Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
                 int64_t outputs) {
   const char* why = problem(x.size[1], hidden, layers, outputs, params.size[0]);
   require(!why, why);
@@ -51,11 +51,15 @@ struct Tile {
     for (int l = 0; l < net.layers; ++l) h[l].resize(kTile * net.hidden);
   }
 
-  void load(const real* from, int points, real padding) {
+  void load(Payload<kPoints, kInputs> all, int64_t first, int points, real padding) {
     const int columns = net.columns(0), wide = net.inputs;
     rows = round_up(points, 16);
     std::fill(x.begin(), x.end(), padding);
-    for (int p = 0; p < points; ++p) std::copy_n(from + p * wide, wide, &x[p * columns]);
+    with_dtype(all, [&](auto view) {
+      const auto* from = view.data + first * wide;
+      for (int p = 0; p < points; ++p)
+        for (int c = 0; c < wide; ++c) x[p * columns + c] = to_float(from[p * wide + c]);
+    });
   }
 
   void layer(int matrix, const real* weights_transposed, real* out, bool relu) {
@@ -81,8 +85,9 @@ struct Tile {
   }
 };
 
-// From the gradient of the outputs in tile.y to grad_x (`points` rows, or null) and grad_params (or null).
-void backward(Tile& tile, const real* params, int points, real* grad_x, real* grad_params) {
+// From the gradient of the outputs in tile.y to grad_x (`points` rows of its `wide` first columns, or null)
+// and grad_params (or null).
+void backward(Tile& tile, const real* params, int points, real* grad_x, int64_t wide, real* grad_params) {
   const Network& net = tile.net;
   const real* grad = tile.y.data();
   for (int m = net.layers; m > 0; --m) {
@@ -93,8 +98,7 @@ void backward(Tile& tile, const real* params, int points, real* grad_x, real* gr
   real* last = tile.gradient[0].data();  // matrix 1 wrote gradient[1]
   tile.layer_vjp(0, params, grad, grad_x ? last : nullptr, grad_params);
   if (grad_x)
-    for (int p = 0; p < points; ++p)
-      std::copy_n(last + p * net.columns(0), net.inputs, grad_x + p * net.inputs);
+    for (int p = 0; p < points; ++p) std::copy_n(last + p * net.columns(0), wide, grad_x + p * wide);
 }
 
 void add_up(const std::vector<real>& partial, int64_t copies, Out<real, kParams> total) {
@@ -108,7 +112,7 @@ void add_up(const std::vector<real>& partial, int64_t copies, Out<real, kParams>
 
 }  // namespace
 
-void mlp_forward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
+void mlp_forward(Cpu, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
                  int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
   const Network net = network(x, params, hidden, layers, y.size[1]);
   const std::vector<real> weights = transposed(net, params.data);
@@ -118,7 +122,7 @@ void mlp_forward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, in
     const int64_t end = std::min(chunks.points, (chunk + 1) * chunks.step);
     for (int64_t at = chunk * chunks.step; at < end; at += kTile) {
       const int points = int(std::min<int64_t>(kTile, end - at));
-      tile.load(x.data + at * net.inputs, points, real(padding));
+      tile.load(x, at, points, real(padding));
       tile.hidden_layers(weights.data());
       tile.layer(net.layers, weights.data(), tile.y.data(), false);
       for (int p = 0; p < points; ++p)
@@ -128,12 +132,13 @@ void mlp_forward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, in
   });
 }
 
-void mlp_backward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
+void mlp_backward(Cpu, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
                   int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
-                  In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
+                  In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kChannels>> grad_x,
                   Maybe<Out<real, kParams>> grad_params, Maybe<Out<real, kEntries, kParams>>) {
   const Network net = network(x, params, hidden, layers, grad_y.size[1]);
   require(y || activation == kLinear, "needs y, as the output has an activation");
+  require(!grad_x || grad_x.size[1] <= x.size[1], "grad_x has more columns than x");
   const std::vector<real> weights = transposed(net, params.data);
   const Chunks chunks(x.size[0]);
   std::vector<real> partial(grad_params ? chunks.count * net.parameters() : 0);
@@ -143,7 +148,7 @@ void mlp_backward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, i
     const int64_t end = std::min(chunks.points, (chunk + 1) * chunks.step);
     for (int64_t at = chunk * chunks.step; at < end; at += kTile) {
       const int points = int(std::min<int64_t>(kTile, end - at));
-      tile.load(x.data + at * net.inputs, points, real(padding));
+      tile.load(x, at, points, real(padding));
       tile.hidden_layers(weights.data());
       std::fill(tile.y.begin(), tile.y.end(), real(0));
       for (int p = 0; p < points; ++p)
@@ -151,8 +156,8 @@ void mlp_backward(Cpu, In<real, kPoints, kInputs> x, In<real, kParams> params, i
           const int64_t i = (at + p) * net.outputs + o;
           tile.y[p * net.rows(net.layers) + o] = activate_vjp(activation, y ? y.data[i] : 0, grad_y.data[i]);
         }
-      backward(tile, params.data, points, grad_x ? grad_x.data + at * net.inputs : nullptr,
-               grad_params ? &partial[chunk * net.parameters()] : nullptr);
+      backward(tile, params.data, points, grad_x ? grad_x.data + at * grad_x.size[1] : nullptr,
+               grad_x.size[1], grad_params ? &partial[chunk * net.parameters()] : nullptr);
     }
   });
   if (grad_params) add_up(partial, chunks.count, grad_params);

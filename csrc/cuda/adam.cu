@@ -10,16 +10,15 @@ constexpr int kPerBlock = 4 * kThreads * kQuads;
 
 // One parameter, as the kernel takes it: by value, so that nothing has to be copied to the device first.
 struct AdamItem {
-  real* parameter;
-  const real* gradient;
-  real *first, *second;
+  real *parameter, *gradient, *first, *second;
   void* stored;
   const float* rate;
   const int64_t* step;
   int64_t size;
   unsigned end;  // of its blocks
   real epsilon, decay;
-  bool wide;  // everything lies at multiples of four elements
+  bool wide;   // everything lies at multiples of four elements
+  bool clear;  // the gradient is a sum that the next step adds to: zero it
   Dtype dtype;
 };
 struct AdamItems {
@@ -51,6 +50,12 @@ __device__ __forceinline__ void store_copy_of_one(const AdamItem& it, int64_t i,
   if (it.dtype == Dtype::kFloat32) static_cast<real*>(it.stored)[i] = p;
 }
 
+// Most entries of a table get no gradient: reading tells, and spares the writing.
+__device__ __forceinline__ void clear(const AdamItem& it, int64_t quad, float4 g) {
+  if (it.clear && !(g.x == 0 && g.y == 0 && g.z == 0 && g.w == 0))
+    reinterpret_cast<float4*>(it.gradient)[quad] = make_float4(0, 0, 0, 0);
+}
+
 __device__ __forceinline__ void update(const AdamItem& it, const AdamStep& a, int64_t quad, float4 p,
                                        float4 g, float4 m, float4 v) {
   p.x = adam(a, p.x, g.x, m.x, v.x), p.y = adam(a, p.y, g.y, m.y, v.y);
@@ -75,11 +80,15 @@ __global__ void __launch_bounds__(kThreads)
     shared = adam_step(*it.rate, *it.step, beta1, beta2, it.epsilon, it.decay);
   }
   __syncthreads();
-  if (!step) return;
+  if (!step && !it.clear) return;
   const AdamStep a = shared;
   const int64_t from = int64_t(blockIdx.x - (k > 0 ? items.item[k - 1].end : 0)) * kPerBlock;
   const int64_t to = from + kPerBlock < it.size ? from + kPerBlock : it.size;
   const int64_t quads = it.wide ? to / 4 : 0;  // up to here four at a time
+  if (!step) {
+    for (int64_t i = from + threadIdx.x; i < to; i += kThreads) it.gradient[i] = 0;
+    return;
+  }
   bool good = true;
   for (int64_t i = from / 4 + threadIdx.x; i < quads; i += 2 * kThreads) {
     const int64_t j = i + kThreads;
@@ -97,10 +106,13 @@ __global__ void __launch_bounds__(kThreads)
       good = false;
     if (both && finite(g2)) update(it, a, j, p2, g2, m2, v2);
     good &= finite(g2);
+    clear(it, i, g);
+    if (both) clear(it, j, g2);
   }
   for (int64_t i = (4 * quads > from ? 4 * quads : from) + threadIdx.x; i < to; i += kThreads) {
     const real g = it.gradient[i];
     good &= finite(g);
+    if (it.clear) it.gradient[i] = 0;
     if (!finite(g)) continue;
     const real p = adam(a, it.parameter[i], g, it.first[i], it.second[i]);
     it.parameter[i] = p;
@@ -109,17 +121,17 @@ __global__ void __launch_bounds__(kThreads)
   if (!good) healthy.data[0] = false;
 }
 
-void adam(Cuda q, Several<Out<real, kParams>> parameters, Several<In<real, kParams>> gradients,
+void adam(Cuda q, Several<Out<real, kParams>> parameters, Several<Out<real, kParams>> gradients,
           Several<Out<real, kParams>> first, Several<Out<real, kParams>> second,
           Several<Maybe<OutPayload<kParams>>> stored, Several<In<float, 1>> rates,
-          Several<In<int64_t, 1>> steps, Several<double> epsilon, Several<double> decay, Out<bool, 1> healthy,
-          double beta1, double beta2) {
+          Several<In<int64_t, 1>> steps, Several<double> epsilon, Several<double> decay, Several<bool> clear,
+          Out<bool, 1> healthy, double beta1, double beta2) {
   AdamItems items;
   for (int k = 0; k < parameters.count; ++k) {
     AdamItem& it = items.item[k];
     it = {parameters.item[k].data, gradients.item[k].data, first.item[k].data, second.item[k].data,
           stored.item[k].data,     rates.item[k].data,     steps.item[k].data, parameters.item[k].size[0]};
-    it.dtype = stored.item[k].dtype;
+    it.dtype = stored.item[k].dtype, it.clear = clear.item[k];
     it.epsilon = real(epsilon.item[k]), it.decay = real(decay.item[k]);
     it.wide = aligned(it.parameter, 16) && aligned(it.gradient, 16) && aligned(it.first, 16) &&
               aligned(it.second, 16) && aligned(it.stored, it.dtype == Dtype::kFloat32 ? 16 : 8);

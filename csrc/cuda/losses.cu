@@ -1,5 +1,4 @@
-#include "cuda/warp.cuh"
-#include "math/losses.h"
+#include "cuda/losses.cuh"
 #include "math/random.h"
 #include "ops.h"
 
@@ -13,29 +12,6 @@ using FineEdges = In<real, kRays, kFineEdges>;
 using Weights = In<real, kRays, kSamples>;
 using FineWeights = In<real, kRays, kFine>;
 using Normals = In<real, kRays, kSamples, 3>;
-
-// The first index in 0 .. count - 1 at which the increasing `edges` exceed x (or reach it), or count.
-__device__ __forceinline__ int first_above(const real* edges, int count, real x, bool or_equal) {
-  int low = 0, high = count;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    if (edges[middle] > x || (or_equal && edges[middle] == x))
-      high = middle;
-    else
-      low = middle + 1;
-  }
-  return low;
-}
-
-// The weights of all proposal bins that touch the fine bin a .. b: from the last that begins by a to the
-// first that ends beyond b. The sum is as short as the fine bin is narrow, and loses no digits.
-__device__ __forceinline__ real bound_of(const real* s_proposal, const real* w_proposal, int bins, real a,
-                                         real b) {
-  int k = first_above(s_proposal + 1, bins - 1, a, false);
-  real bound = w_proposal[k];
-  while (k < bins - 1 && s_proposal[k + 1] <= b) bound += w_proposal[++k];
-  return bound;
-}
 
 __global__ void __launch_bounds__(kThreads)
     interlevel_forward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
@@ -53,8 +29,7 @@ __global__ void __launch_bounds__(kThreads)
   if (lane() == 0) loss.data[ray] = sum / real(fine);
 }
 
-// The warp's slice of shared memory holds the derivative by each fine bin's bound; each proposal bin then
-// gathers those of the fine bins that touch it. Nothing is scattered, so the sum has one order.
+// The warp's slice of shared memory holds the derivative by each fine bin's bound.
 __global__ void __launch_bounds__(kThreads, 12)
     interlevel_backward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                                In<real, kRays> grad_loss, Out<real, kRays, kSamples> grad_w_proposal) {
@@ -64,39 +39,10 @@ __global__ void __launch_bounds__(kThreads, 12)
   const int fine = int(w.size[1]), bins = int(w_proposal.size[1]);
   const real* e = s.data + ray * (fine + 1);
   const real* e_proposal = s_proposal.data + ray * (bins + 1);
-  real* q = shared + (threadIdx.x / 32) * fine;
-  const real g = grad_loss.data[ray] / real(fine);
-  for (int i = lane(); i < fine; i += 32)
-    q[i] = interlevel_vjp(w.data[ray * fine + i],
-                          bound_of(e_proposal, w_proposal.data + ray * bins, bins, e[i], e[i + 1]), g);
-  __syncwarp();
-  for (int k = lane(); k < bins; k += 32) {
-    // Fine bins touch bin k from the first that ends at its start or later, until one begins at its end.
-    int i = k == 0 ? 0 : first_above(e + 1, fine, e_proposal[k], true);
-    real sum = 0;
-    for (; i < fine && (k == bins - 1 || e[i] < e_proposal[k + 1]); ++i) sum += q[i];
-    grad_w_proposal.data[ray * bins + k] = sum;
-  }
+  interlevel_to_weights(e, w.data + ray * fine, fine, e_proposal, w_proposal.data + ray * bins, bins,
+                        grad_loss.data[ray] / real(fine), shared + (threadIdx.x / 32) * fine,
+                        grad_w_proposal.data + ray * bins);
 }
-
-// distortion's `before` of math/losses.h, 32 bins at a time, from the front of a ray or from its back.
-struct Spread {
-  const real* e;
-  int n;
-  bool backwards;
-  real mass = 0, before = 0;  // of the bins already passed; `before` is that of the last of them
-
-  // For the bin at place k of the walk (k from 0, in steps of 32 per lane); places beyond n - 1 add nothing.
-  __device__ __forceinline__ real next(int k, real w) {
-    const int i = backwards ? n - 1 - k : k;
-    const int first = backwards ? i : i - 1;  // the gap to the bin before is between the middles of two bins
-    const real gap = k > 0 && k < n ? real(0.5) * (e[first + 2] - e[first]) : real(0);
-    const real upto = mass + warp_inclusive_sum(w);
-    const real reached = before + warp_inclusive_sum(gap * (upto - w));
-    mass = from_lane(upto, 31), before = from_lane(reached, 31);
-    return reached;
-  }
-};
 
 __global__ void __launch_bounds__(kThreads)
     distortion_forward_kernel(Edges s, Weights w, Out<real, kRays> loss) {

@@ -1,142 +1,107 @@
-// Networks on tensor cores. A warp takes 16 kM points through every layer with its activations in registers;
+// Networks on tensor cores. A warp takes 16 points through every layer with its activations in registers;
 // weights wait in shared memory, copied once per block. Blocks stay and walk over the points.
 #include "cuda/mlp.cuh"
+#include "cuda/vector.cuh"
 #include "ops.h"
 
 namespace raymarch {
 namespace {
 
-// Rows of x in shared memory: 16 more than a multiple of 32, so that eight lanes read eight different banks.
-__host__ __device__ inline int row_stride(const Network& net) {
-  const int columns = net.columns(0);
-  return columns % 32 == 16 ? columns : columns + 16;
-}
+constexpr int kForwardWarps = 8;
 
-// The rows of x that a warp takes next; they are one contiguous run.
-__device__ __forceinline__ void fetch_rows(float* to, int stride, const float* from, int rows, Walk walk,
-                                           int width) {
-  for (from += lane() * width; walk.row < rows; walk.next(), from += 32 * width) {
-    float* at = to + walk.row * stride + walk.column * width;
-    if (width == 4)
-      copy_async<16>(at, from);
-    else
-      copy_async<4>(at, from);
-  }
-  __syncwarp();
-}
-
-// One group of outputs of kM x 16 points, from row `base` on.
-template <int kM>
-__device__ __forceinline__ void store_outputs(const Tiles<2, kM>& sum, int64_t activation, int group,
-                                              int64_t base, Out<real, kPoints, kOutputs> y, bool by_four) {
-  const int first = kGroup * group + 4 * (lane() % 4), outputs = int(y.size[1]);
-#pragma unroll
-  for (int m = 0; m < kM; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = base + 16 * m + 8 * half + lane() / 4;
-      if (row >= y.size[0] || first >= outputs) continue;
-      float4 v = quad(sum[0][m], sum[1][m], half);
-      v = {activate(activation, v.x), activate(activation, v.y), activate(activation, v.z),
-           activate(activation, v.w)};
-      float* at = y.data + row * outputs + first;
-      if (by_four) {
-        *reinterpret_cast<float4*>(at) = v;
-        continue;
-      }
-      at[0] = v.x;
-      if (first + 1 < outputs) at[1] = v.y;
-      if (first + 2 < outputs) at[2] = v.z;
-      if (first + 3 < outputs) at[3] = v.w;
-    }
-}
-
-__host__ __device__ inline bool by_four(const void* data, int64_t columns) {
-  return columns % 4 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
-}
-
-// One warp per 16 kM points at a time; the next rows of x are on their way while the later layers run.
-template <int H, int kM, bool kStaged, int kWarps, int kBlocks>
-__global__ void __launch_bounds__(32 * kWarps, kBlocks)
-    mlp_forward_kernel(Network net, In<real, kPoints, kInputs> x, In<real, kParams> params,
-                       int64_t activation, float padding, Out<real, kPoints, kOutputs> y) {
-  extern __shared__ __align__(16) float shared[];
-  Matrices<H, kStaged> matrices{net, nullptr};
+// One warp per 16 points at a time.
+template <class T, int H, int kLayers, int kIn, bool kStaged, int kBlocks>
+__global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
+    mlp_forward_kernel(Shape<H, kLayers, kIn> shape, Rows<T> x, In<real, kParams> params, int64_t activation,
+                       float padding, OutRows y) {
+  extern __shared__ __align__(16) half shared[];
+  Matrices<Shape<H, kLayers, kIn>, H, kStaged> matrices{shape};
   matrices.open(shared, params.data);
-  constexpr int kRows = 16 * kM;
-  const int warps = blockDim.x / 32, me = threadIdx.x / 32, stride = row_stride(net);
-  float* rows = shared + matrices.floats() + me * kRows * stride;
-  for (int r = 0; r < kRows; ++r)
-    for (int c = net.inputs + lane(); c < net.columns(0); c += 32) rows[r * stride + c] = padding;
   __syncthreads();
 
-  const int64_t points = x.size[0], step = int64_t{gridDim.x} * warps * kRows;
-  const int width = by_four(x.data, net.inputs) ? 4 : 1;
-  const auto fetch = [&](int64_t base) {
-    const int count = int(points - base < kRows ? points - base : kRows);
-    if (count > 0)
-      fetch_rows(rows, stride, x.data + base * net.inputs, count, Walk(net.inputs / width), width);
-  };
-  int64_t base = (int64_t{blockIdx.x} * warps + me) * kRows;
-  for (fetch(base); base < points; base += step) {
-    Tiles<H / 8, kM> sum, a;
-    clear<H / 8, kM>(sum);
-    wait_for_copies();
-    __syncwarp();
-#pragma unroll 1
-    for (int k = 0; k < net.columns(0) / kGroup; ++k) {
-      float even[kM][4], odd[kM][4];
-      load_group<kM>(rows + kGroup * k, stride, even, odd);
-      forward_step<H / 8, kM>(even, odd, matrices.first(), 0, k, sum);
+  constexpr int kAhead = kIn == 4 ? 4 : 2;  // groups of columns of x that are fetched together
+  const int64_t step = int64_t{gridDim.x} * kForwardWarps * 16;
+  for (int64_t base = (int64_t{blockIdx.x} * kForwardWarps + threadIdx.x / 32) * 16; base < x.count;
+       base += step) {
+    Sums<H / 8> sum;
+    Operands<H / 16> a;
+    clear<H / 8>(sum);
+    x.prefetch_rows(base, step);
+#pragma unroll(kLayers ? 16 : 1)
+    for (int first = 0; first < shape.groups(); first += kAhead) {
+      typename Rows<T>::Pair v[kAhead][4];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k)
+        if (first + k < shape.groups()) x.load(base, first + k, padding, v[k]);
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (first + k >= shape.groups()) break;
+        uint32_t in[4];
+        round_square(v[k], in);
+        forward_step<H / 8>(in, matrices[0], 0, first + k, sum);
+      }
     }
-    __syncwarp();
-    fetch(base + step);
-
-    activate_hidden<H / 8, kM>(sum, a, nullptr);
-#pragma unroll 1
-    for (int m = 1; m < net.layers; ++m) {
-      hidden_forward<H, kM>(a, matrices.hidden(m), sum);
-      activate_hidden<H / 8, kM>(sum, a, nullptr);
+    activate_hidden<H, false>(sum, a, 0);
+#pragma unroll(kLayers ? 4 : 1)
+    for (int m = 1; m < shape.layers(); ++m) {
+      hidden_forward<H>(a, matrices[m], sum);
+      activate_hidden<H, false>(sum, a, 0);
     }
 #pragma unroll 1
-    for (int group = 0; group < net.rows(net.layers) / kGroup; ++group) {
-      Tiles<2, kM> out;
-      clear<2, kM>(out);
+    for (int group = 0; group < shape.net.rows(shape.layers()) / kGroup; ++group) {
+      Sums<2> out;
+      clear<2>(out);
 #pragma unroll
       for (int k = 0; k < H / kGroup; ++k)
-        forward_step<2, kM>(a[2 * k], a[2 * k + 1], matrices.last(), group, k, out);
-      store_outputs<kM>(out, activation, group, base, y, by_four(y.data, y.size[1]));
-      __syncwarp();
+        forward_step<2>(a[k], matrices[shape.layers()], kGroup * group, k, out);
+      float2 v[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 two = pair(out[0], i);
+        v[i] = {activate(activation, two.x), activate(activation, two.y)};
+      }
+      y.store(base, group, v);
     }
   }
 }
 
-// Starts one kernel if the device's shared memory holds it with at least `least` warps per block.
-template <int H, int kM, bool kStaged, int kWarps, int kBlocks>
-bool forward_with(int least, Cuda q, Network net, In<real, kPoints, kInputs> x, In<real, kParams> params,
+// Starts one kernel if it is for such a network and the device's shared memory holds it.
+template <class T, int H, int kLayers, int kIn, bool kStaged, int kBlocks>
+bool forward_with(Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params,
                   int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
-  const int weights = Matrices<H, kStaged>{net, nullptr}.floats(), rows = 16 * kM * row_stride(net);
-  const int warps = std::min(kWarps, (most_shared(q) - weights) / rows);
-  if (warps < least) return false;
-  const unsigned grid = std::min(blocks(x.size[0], 16 * kM * warps), unsigned(kBlocks * multiprocessors(q)));
-  launch_shared("mlp_forward", mlp_forward_kernel<H, kM, kStaged, kWarps, kBlocks>, grid, 32 * warps,
-                4 * (weights + warps * rows), q, net, x, params, activation, float(padding), y);
+  using S = Shape<H, kLayers, kIn>;
+  const S shape{net};
+  const int bytes = 2 * Matrices<S, H, kStaged>{shape}.size();
+  if (!shape.fits() || bytes > most_shared(q)) return false;
+  const unsigned grid =
+      std::min(blocks(x.size[0], 16 * kForwardWarps), unsigned(kBlocks * multiprocessors(q)));
+  launch_shared("mlp_forward", mlp_forward_kernel<T, H, kLayers, kIn, kStaged, kBlocks>, grid,
+                32 * kForwardWarps, bytes, q, shape, rows_of<T>(x), params, activation, float(padding),
+                out_rows_of(y));
   return true;
+}
+
+template <class T>
+bool forward_any(Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params, int64_t activation,
+                 double padding, Out<real, kPoints, kOutputs> y) {
+  const auto start = [&](auto with) { return with(q, net, x, params, activation, padding, y); };
+  return start(forward_with<T, 16, 1, 1, true, 4>) || start(forward_with<T, 64, 1, 2, true, 3>) ||
+         start(forward_with<T, 64, 1, 9, true, 3>) || start(forward_with<T, 64, 2, 2, true, 3>) ||
+         start(forward_with<T, 64, 2, 4, true, 2>) || start(forward_with<T, 32, 0, 0, true, 3>) ||
+         start(forward_with<T, 64, 0, 0, true, 3>) || start(forward_with<T, 128, 0, 0, true, 1>) ||
+         start(forward_with<T, 128, 0, 0, false, 1>);
 }
 
 }  // namespace
 
-void mlp_forward(Cuda q, In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden,
+void mlp_forward(Cuda q, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden,
                  int64_t layers, int64_t activation, double padding, Out<real, kPoints, kOutputs> y) {
   const Network net = network(x, params, hidden, layers, y.size[1]);
-  const auto start = [&](auto with, int least) {
-    return with(least, q, net, x, params, activation, padding, y);
-  };
-  if (hidden <= 16 && start(forward_with<16, 2, true, 8, 3>, 1)) return;
-  if (hidden <= 32 && start(forward_with<32, 2, true, 8, 2>, 1)) return;
-  if (hidden <= 64 && start(forward_with<64, 2, true, 12, 1>, 4)) return;
-  if (start(forward_with<128, 1, true, 8, 1>, 4)) return;
-  require(start(forward_with<128, 1, false, 8, 1>, 1), "needs more shared memory than the device has");
+  require(aligned(params.data, 16), "params must lie at a multiple of 16 bytes");
+  if (x.dtype == Dtype::kFloat16)
+    forward_any(q, net, opened<half>(x), params, activation, padding, y);
+  else
+    forward_any(q, net, opened<float>(x), params, activation, padding, y);
 }
 
 __global__ void __launch_bounds__(256)

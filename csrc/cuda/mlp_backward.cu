@@ -1,11 +1,13 @@
 // Gradients of networks: hidden layers are computed again, tile by tile, and never leave the multiprocessor.
 #include "cuda/mlp.cuh"
+#include "cuda/vector.cuh"
 #include "ops.h"
 
 namespace raymarch {
 namespace {
 
 constexpr int kBackwardWarps = 8;
+constexpr int kSlack = 32;  // halves that a block of 32 columns may reach past the last row
 
 // How the blocks of one matrix's gradient are dealt to the warps of a block: `units` blocks of 16 rows by 32
 // columns. Where there are fewer than warps, several warps share a unit and split the points.
@@ -19,257 +21,296 @@ struct Deal {
   __device__ int group(int warp) const { return units < warps ? warp / units : 0; }
 };
 
-// The pieces of the gradient of the parameters, in the order in which backward meets them: the outputs by
-// chunks of rows, the hidden matrices from the last, the inputs by chunks of columns.
-struct Piece {
-  int matrix, row, column, row_units, column_units;
-  __host__ __device__ Deal deal(int warps) const { return {row_units * column_units, warps}; }
+template <class S>
+__host__ __device__ int column_units(const S& shape, int matrix) {
+  return (shape.columns(matrix) + 31) / 32;
+}
+template <class S>
+__host__ __device__ Deal deal(const S& shape, int matrix, int warps) {
+  return {shape.rows(matrix) / kGroup * column_units(shape, matrix), warps};
+}
+
+// Whether every matrix is one unit.
+template <class S>
+__host__ __device__ bool single(const S& shape) {
+  for (int m = 0; m <= shape.layers(); ++m)
+    if (deal(shape, m, 1).units > 1) return false;
+  return true;
+}
+
+// Slots of 16 x 32 sums that a warp needs for all matrices, the last first.
+template <class S>
+int slots(const S& shape, int warps) {
+  int sum = 0;
+  for (int m = 0; m <= shape.layers(); ++m) sum += deal(shape, m, warps).rounds();
+  return sum;
+}
+
+// What the warps keep of a tile of points, row-major, each row kApart longer than its units: x, twice where
+// the next tile's is fetched meanwhile, hidden layers, y.
+template <class S, int H, bool kAhead>
+struct Stash {
+  S shape;
+  int points;
+  Place at;
+
+  __host__ __device__ int x_stride() const { return shape.columns(0) + kApart; }
+  __host__ __device__ int y_stride() const { return shape.rows(shape.layers()) + kApart; }
+  __host__ __device__ int size() const {  // in halves
+    return points * ((kAhead ? 2 : 1) * x_stride() + shape.layers() * (H + kApart) + y_stride()) + kSlack;
+  }
+  __device__ __forceinline__ Place x(int which) const { return at + 2 * which * points * x_stride(); }
+  __device__ __forceinline__ Place hidden(int m) const {
+    return x(kAhead ? 2 : 1) + 2 * m * points * (H + kApart);
+  }
+  __device__ __forceinline__ Place y() const { return hidden(shape.layers()); }
 };
 
-template <int H, int kChunk>
-struct Pieces {
-  static constexpr int kWide = (H + 31) / 32;
-  Network net;
-
-  __host__ __device__ int outputs() const { return (net.rows(net.layers) + kChunk - 1) / kChunk; }
-  __host__ __device__ int inputs() const { return (net.columns(0) + kChunk - 1) / kChunk; }
-  __host__ __device__ int count() const { return outputs() + net.layers - 1 + inputs(); }
-  __host__ __device__ Piece operator[](int i) const {
-    if (i < outputs()) {
-      const int left = net.rows(net.layers) - i * kChunk;
-      return {net.layers, i * kChunk, 0, (left < kChunk ? left : kChunk) / kGroup, kWide};
-    }
-    i -= outputs();
-    if (i < net.layers - 1) return {net.layers - 1 - i, 0, 0, H / kGroup, kWide};
-    const int at = (i - (net.layers - 1)) * kChunk, left = net.columns(0) - at;
-    return {0, 0, at, H / kGroup, ((left < kChunk ? left : kChunk) + 31) / 32};
-  }
-  int slots(int warps) const {
-    int sum = 0;
-    for (int i = 0; i < count(); ++i) sum += (*this)[i].deal(warps).rounds();
-    return sum;
-  }
-};
-
-// Adds the product of two stashed arrays to the slots this warp has of a piece; moves on to the next slot.
-template <int kStrideG, int kStrideH, bool kRound, int kSlots>
-__device__ __forceinline__ void add_outer(const Piece& piece, int& slot, const float* g_at, const float* h_at,
-                                          int points, float (&sums)[kSlots][4][4]) {
-  const int warp = threadIdx.x / 32;
-  const Deal deal = piece.deal(blockDim.x / 32);
-  for (int round = 0; round < deal.rounds(); ++round, ++slot) {
-    const int unit = deal.unit(round, warp), group = deal.group(warp);
-    if (unit >= deal.units || group >= deal.groups()) continue;
-    const int steps = points / 8, begin = steps * group / deal.groups() * 8;
-    const int end = steps * (group + 1) / deal.groups() * 8;
-    const float* g_unit = g_at + unit / piece.column_units * 16;
-    const float* h_unit = h_at + unit % piece.column_units * 32;
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s)
-      if (s == slot) outer<kStrideG, kStrideH, kRound>(g_unit, h_unit, begin, end, sums[s]);
-  }
+// Which part of a matrix's gradient a slot of a warp is, a byte each: the row and the column where it begins,
+// both over 16, and the points from `begin` to `end`, over 16.
+template <class S>
+__device__ unsigned part(const S& shape, int matrix, int round, int points) {
+  const Deal dealt = deal(shape, matrix, blockDim.x / 32);
+  const int warp = threadIdx.x / 32, wide = column_units(shape, matrix);
+  const int unit = dealt.unit(round, warp), group = dealt.group(warp), steps = points / 16;
+  if (unit >= dealt.units || group >= dealt.groups()) return 0;
+  return unsigned(unit / wide | unit % wide * 2 << 8 | steps * group / dealt.groups() << 16 |
+                  steps * (group + 1) / dealt.groups() << 24);
 }
 
 // Writes this block's sums of its slots to its row of `partial`. `board` holds 512 floats per warp.
-template <int H, int kChunk, int kSlots>
-__device__ __forceinline__ void flush(const Pieces<H, kChunk>& pieces, int first_slot,
-                                      const float (&sums)[kSlots][4][4], float* board, float* partial) {
+template <class S, int kSlots>
+__device__ __forceinline__ void flush(const S& shape, int first_slot, const float (&sums)[kSlots][4][4],
+                                      float factor, float* board, float* partial) {
   const int warps = blockDim.x / 32, warp = threadIdx.x / 32, g = lane() / 4, t = lane() % 4;
-  const Network net = pieces.net;
   int slot = -first_slot;
-  for (int i = 0; i < pieces.count(); ++i) {
-    const Piece part = pieces[i];
-    const Deal deal = part.deal(warps);
-    for (int round = 0; round < deal.rounds(); ++round, ++slot) {
+  for (int m = shape.layers(); m >= 0; --m) {
+    const Deal dealt = deal(shape, m, warps);
+    const int wide = column_units(shape, m);
+    for (int round = 0; round < dealt.rounds(); ++round, ++slot) {
       if (slot < 0 || slot >= kSlots) continue;
       __syncthreads();
 #pragma unroll
       for (int s = 0; s < kSlots; ++s)
         if (s == slot)
 #pragma unroll
-          for (int c = 0; c < 4; ++c)
-            *reinterpret_cast<float4*>(board + 512 * warp + 32 * (2 * g + c / 2) + 8 * t + 4 * (c % 2)) = {
-                sums[s][0][c], sums[s][1][c], sums[s][2][c], sums[s][3][c]};
+          for (int i = 0; i < 8; ++i)
+            *reinterpret_cast<float2*>(board + 512 * warp + 32 * (g + i % 2 * 8) + 8 * (i / 2) + 2 * t) = {
+                factor * sums[s][i / 2][i % 2 * 2], factor * sums[s][i / 2][i % 2 * 2 + 1]};
       __syncthreads();
-      const int left = deal.units - round * warps, units = left < warps ? left : warps;
+      const int left = dealt.units - round * warps, units = left < warps ? left : warps;
       for (int e = threadIdx.x; e < 512 * units; e += blockDim.x) {
         const int unit = round * warps + e / 512;
-        const int row = part.row + unit / part.column_units * 16 + e % 512 / 32;
-        const int column = part.column + unit % part.column_units * 32 + e % 32;
-        if (row >= net.rows(part.matrix) || column >= net.columns(part.matrix)) continue;
+        const int row = unit / wide * 16 + e % 512 / 32, column = unit % wide * 32 + e % 32;
+        if (column >= shape.columns(m)) continue;
         float sum = 0.f;
-        for (int group = 0; group < deal.groups(); ++group) sum += board[e + 512 * units * group];
-        partial[net.offset(part.matrix) + row * net.columns(part.matrix) + column] = sum;
+        for (int group = 0; group < dealt.groups(); ++group) sum += board[e + 512 * units * group];
+        partial[shape.offset(m) + row * shape.columns(m) + column] = sum;
       }
     }
   }
 }
 
-// A chunk of columns of x for one warp's rows; rows past the end are zero, columns past the inputs `padding`.
-template <int kRows, int kChunk>
-__device__ __forceinline__ void fetch_chunk(float* aux, In<real, kPoints, kInputs> x, int64_t base,
-                                            int column, float padding) {
-  constexpr int kAux = kChunk + kApart;
-  const int inputs = int(x.size[1]), wide = min(inputs - column, kChunk);
-  const float* from = x.data + base * inputs + column;
-  for (Walk walk(wide); walk.row < kRows; walk.next()) {
-    const bool valid = base + walk.row < x.size[0];
-    copy_async<4>(aux + walk.row * kAux + walk.column,
-                  valid ? from + walk.row * inputs + walk.column : x.data, valid);
-  }
-  if (wide + lane() < round_up(wide, kGroup))
-    for (int r = 0; r < kRows; ++r) aux[r * kAux + wide + lane()] = padding;
+// Powers of two, and the one just below the largest of a warp's gradients; numbers that are not finite have
+// none.
+__device__ __forceinline__ float power(int exponent) {
+  return exponent < -126 ? 0.f : __int_as_float((min(exponent, 127) + 127) << 23);
+}
+__device__ __forceinline__ int exponent_of(const float* from, int count) {
+  float most = 0.f;
+#pragma unroll 4
+  for (int i = lane(); i < count; i += 32) most = fmaxf(most, fabsf(__ldg(from + i)));
+  const unsigned bits = __reduce_max_sync(0xffffffffu, __float_as_uint(most));
+  return bits >= 0x7f800000u ? 0 : min(int(bits >> 23) - 127, 126);
 }
 
-// A chunk of the gradient of the outputs before their activation; zero where there is nothing.
-template <int kRows, int kChunk>
-__device__ __forceinline__ void load_gradient(float* aux, int64_t activation,
-                                              const Maybe<In<real, kPoints, kOutputs>>& y,
-                                              In<real, kPoints, kOutputs> grad_y, int64_t base, int column) {
-  constexpr int kAux = kChunk + kApart;
-  const int outputs = int(grad_y.size[1]), wide = min(outputs - column, kChunk);
-  const int rows = int(min(int64_t{kRows}, max(int64_t{0}, grad_y.size[0] - base)));
-  const float* grads = grad_y.data + base * outputs + column;
-  const float* outs = activation == kLinear ? grads : y.data + base * outputs + column;
-  Walk walk(wide);
-#pragma unroll 8
-  for (int i = 0; i < (kRows * wide + 31) / 32; ++i, walk.next()) {
-    const bool valid = walk.row < rows;
-    const int at = walk.row * outputs + walk.column;
-    const float grad = valid ? activate_vjp(activation, outs[at], grads[at]) : 0.f;
-    if (walk.row < kRows) aux[walk.row * kAux + walk.column] = tf32(grad);
-  }
-  if (wide + lane() < round_up(wide, kGroup))
-    for (int r = 0; r < kRows; ++r) aux[r * kAux + wide + lane()] = 0.f;
-}
-
-// A chunk of grad_x for one warp's rows, by way of shared memory so that whole rows are written at once.
-template <int H, int kM, int kChunk, class Weights>
-__device__ __forceinline__ void store_grad_x(const Tiles<H / 8, kM>& a, Weights first, float* aux,
-                                             Out<real, kPoints, kInputs> grad_x, int64_t base, int column) {
-  constexpr int kAux = kChunk + kApart;
-  const int g = lane() / 4, t = lane() % 4, inputs = int(grad_x.size[1]);
-  const int wide = min(inputs - column, kChunk);
-#pragma unroll 1
-  for (int group = 0; group < round_up(wide, kGroup) / kGroup; ++group) {
-    Tiles<2, kM> sum;
-    clear<2, kM>(sum);
-#pragma unroll
-    for (int k = 0; k < H / kGroup; ++k)
-      backward_step<2, kM>(a[2 * k], a[2 * k + 1], first, column / kGroup + group, k, sum);
-#pragma unroll
-    for (int m = 0; m < kM; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<float4*>(aux + (16 * m + 8 * half + g) * kAux + kGroup * group + 4 * t) =
-            quad(sum[0][m], sum[1][m], half);
-  }
-  __syncwarp();
-  for (Walk walk(wide); walk.row < 16 * kM; walk.next())
-    if (base + walk.row < grad_x.size[0])
-      grad_x.data[(base + walk.row) * inputs + column + walk.column] = aux[walk.row * kAux + walk.column];
-  __syncwarp();
-}
-
-// One block per 16 kM points of each of its warps at a time. Every warp recomputes the hidden layers of its
-// points into `stash`, walks back through the layers, and leaves each layer's gradient where its activation
-// was. Between block barriers all warps add up their share of the weights' gradient over all points of the
-// block; it stays in registers, in kSlots pieces of
-// 16 x 32 per warp from `first_slot` on, until the block has met its last points. Without `partial` only
-// grad_x is made.
-template <int H, int kM, int kChunk, int kSlots, bool kStaged, int kBlocks>
+// One block per 16 points of each of its warps at a time. Every warp computes the hidden layers of its points
+// again and keeps them in the stash, walks back through the layers, and leaves each layer's gradient where
+// its activation was. Between block barriers all warps add up their share of the weights' gradient over all
+// points of the block; it stays in registers, in kSlots pieces of 16 x 32 per warp from `first_slot` on,
+// until the block has met its last points. Without `partial` only grad_x is made.
+//
+// Gradients are halves: a warp scales its own by a power of two so that the largest is near one. In the stash
+// all gradients of a block share a scale, that of the largest it has met, and so do the sums.
+//
+// Where the compiler knows the shape, every matrix but the first is one slot, and all of them fit.
+template <class T, int H, int kLayers, int kIn, int kSlots, bool kStaged, int kBlocks>
 __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
-    mlp_backward_kernel(Network net, In<real, kPoints, kInputs> x, In<real, kParams> params,
-                        int64_t activation, float padding, Maybe<In<real, kPoints, kOutputs>> y,
-                        In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
-                        float* partial, int first_slot) {
-  extern __shared__ __align__(16) float shared[];
-  Matrices<H, kStaged> matrices{net, nullptr};
-  matrices.open(shared, params.data);
-  constexpr int kRows = 16 * kM, kStash = H + kApart, kAux = kChunk + kApart, kGroups = kChunk / kGroup;
-  const Pieces<H, kChunk> pieces{net};
-  const int warp = threadIdx.x / 32, points = kRows * (blockDim.x / 32), last = net.layers;
-  float* stash = shared + matrices.floats();    // [layers][points][kStash]
-  float* aux = stash + last * points * kStash;  // [points][kAux]
-  float* my_stash = stash + warp * kRows * kStash;
-  float* my_aux = aux + warp * kRows * kAux;
+    mlp_backward_kernel(Shape<H, kLayers, kIn> shape, Rows<T> x, In<real, kParams> params, int64_t activation,
+                        float padding, Rows<float> grad_y, OutRows grad_x, float* partial, int first_slot) {
+  using S = Shape<H, kLayers, kIn>;
+  extern __shared__ __align__(16) half shared[];
+  __shared__ int exponents[kBackwardWarps];
+  Matrices<S, H, kStaged> matrices{shape};
+  constexpr bool kAhead = std::is_same_v<T, half> && kLayers > 0;  // x is copied one tile ahead
+  constexpr int kStride = H + kApart;
+  const int warp = threadIdx.x / 32, warps = kLayers ? kBackwardWarps : blockDim.x / 32, points = 16 * warps;
+  const int last = shape.layers(), groups = shape.groups();
+  const Stash<S, H, kAhead> stash{shape, points, place_of(shared)};
+  const int xs = stash.x_stride(), ys = stash.y_stride();
+  matrices.open(shared + stash.size(), params.data);
   float sums[kSlots][4][4] = {};
+  int scale = -126;  // sums are 2^-scale times what they should be
+  // Where a matrix is one unit each warp reads only its own rows.
+  const bool alone = !partial || single(shape);
+  const auto meet = [&] { alone ? __syncwarp() : __syncthreads(); };
+  unsigned parts[kSlots] = {};
+#pragma unroll 1
+  for (int m = last, slot = -first_slot; m >= 0; --m)
+#pragma unroll 1
+    for (int round = 0; round < deal(shape, m, warps).rounds(); ++round, ++slot) {
+      const unsigned at = part(shape, m, round, points);
+#pragma unroll
+      for (int s = 0; s < kSlots; ++s) parts[s] = s == slot ? at : parts[s];
+    }
+  // Adds the product of two stashed arrays to the slots this warp has of a matrix; moves on to the next slot.
+  const auto add_outer = [&](int matrix, int& slot, Place g, int g_stride, Place h, int h_stride) {
+    const auto add = [&](int s) {
+      const unsigned at = parts[s];
+      outer(g + (at & 255) * 32, g_stride, h + (at >> 8 & 255) * 32, h_stride, (at >> 16 & 255) * 16,
+            (at >> 24) * 16, sums[s]);
+    };
+    if constexpr (kLayers > 0) {
+      if (matrix > 0)
+        add(kLayers - matrix);
+      else
+#pragma unroll
+        for (int s = kLayers; s < kSlots; ++s) add(s);
+    } else {
+      for (int round = 0; round < deal(shape, matrix, warps).rounds(); ++round, ++slot)
+#pragma unroll
+        for (int s = 0; s < kSlots; ++s)
+          if (s == slot) add(s);
+    }
+  };
+
+  const int64_t step = int64_t{gridDim.x} * points;
+  int64_t base = int64_t{blockIdx.x} * points + 16 * warp;
+  int now = 0;  // which of the two copies of x
+  if constexpr (kAhead) {
+    const uint32_t two = pack(padding, padding);
+    for (int i = threadIdx.x; i < 2 * points * (16 * groups - x.width); i += blockDim.x) {
+      const int row = i / (16 * groups - x.width), column = x.width + i % (16 * groups - x.width);
+      reinterpret_cast<uint16_t*>(shared)[row * xs + column] = uint16_t(two);
+    }
+    x.copy(base, stash.x(0) + 32 * warp * xs, xs);
+  }
   __syncthreads();
 
-  const auto meet = [&] { partial ? __syncthreads() : __syncwarp(); };
-  int64_t base = int64_t{blockIdx.x} * points + warp * kRows;
-  fetch_chunk<kRows, kChunk>(my_aux, x, base, 0, padding);
-  for (; base - warp * kRows < x.size[0]; base += int64_t{gridDim.x} * points) {
-    Tiles<H / 8, kM> sum, a;
-    const int64_t outputs = grad_y.size[1], there = min(int64_t{kRows}, x.size[0] - base);
-    prefetch(grad_y.data + base * outputs, there * outputs);
-    if (activation != kLinear) prefetch(y.data + base * outputs, there * outputs);
-
-    clear<H / 8, kM>(sum);
-#pragma unroll 1
-    for (int chunk = 0; chunk < pieces.inputs(); ++chunk) {
-      if (chunk > 0) fetch_chunk<kRows, kChunk>(my_aux, x, base, chunk * kChunk, padding);
+  for (; base - 16 * warp < x.count; base += step) {
+    const Place my_x = stash.x(now) + 32 * warp * xs, my_y = stash.y() + 32 * warp * ys;
+    const auto my_hidden = [&](int m) { return stash.hidden(m) + 32 * warp * kStride; };
+    Sums<H / 8> sum;
+    Operands<H / 16> a;
+    if constexpr (kAhead) {
       wait_for_copies();
       __syncwarp();
-#pragma unroll 1
-      for (int k = 0; k < kGroups && chunk * kChunk + k * kGroup < net.columns(0); ++k) {
-        float even[kM][4], odd[kM][4];
-        load_group<kM>(my_aux + kGroup * k, kAux, even, odd);
-        forward_step<H / 8, kM>(even, odd, matrices.first(), 0, chunk * kGroups + k, sum);
-      }
-      __syncwarp();
+      if (base + step < x.count) x.copy(base + step, stash.x(now ^ 1) + 32 * warp * xs, xs);
+    } else {
+      x.prefetch_rows(base, step);
     }
-    activate_hidden<H / 8, kM>(sum, a, my_stash);
+    grad_y.prefetch_rows(base, step);
+
+    clear<H / 8>(sum);
 #pragma unroll 1
-    for (int m = 1; m < last; ++m) {
-      hidden_forward<H, kM>(a, matrices.hidden(m), sum);
-      activate_hidden<H / 8, kM>(sum, a, my_stash + m * points * kStash);
+    for (int k = 0; k < groups; ++k) {
+      uint32_t in[4];
+      if constexpr (kAhead) {
+        load_blocks(my_x + 32 * k + corner(0, xs), in);
+      } else {
+        typename Rows<T>::Pair v[4];
+        x.load(base, k, padding, v);
+        round_square(v, in);
+        if (partial) store_blocks(my_x + 32 * k, xs, in);
+      }
+      forward_step<H / 8>(in, matrices[0], 0, k, sum);
+    }
+#pragma unroll(kLayers ? kLayers : 1)
+    for (int m = 0; m < last; ++m) {
+      activate_hidden<H, true>(sum, a, my_hidden(m));
+      if (m + 1 < last) hidden_forward<H>(a, matrices[m + 1], sum);
     }
 
-    int done = 0, slot = -first_slot;
-    clear<H / 8, kM>(sum);
+    const int there = int(max(int64_t{0}, min(int64_t{16}, x.count - base)));
+    const int mine = exponent_of(grad_y.data + base * grad_y.width, there * grad_y.width);
+    int largest = mine;
+    if (!alone) {
+      if (lane() == 0) exponents[warp] = mine;
+      __syncthreads();
+#pragma unroll
+      for (int w = 0; w < kBackwardWarps; ++w) largest = w < warps ? max(largest, exponents[w]) : largest;
+    }
+    if (largest > scale) {
+      const float factor = power(scale - largest);
+#pragma unroll
+      for (int s = 0; s < kSlots; ++s)
+#pragma unroll
+        for (int i = 0; i < 16; ++i) sums[s][i / 4][i % 4] *= factor;
+      scale = largest;
+    }
+    const __half2 share = __float2half2_rn(power(mine - scale));
+
+    int slot = -first_slot;
+    clear<H / 8>(sum);
 #pragma unroll 1
-    for (int chunk = 0; chunk < pieces.outputs(); ++chunk) {
-      load_gradient<kRows, kChunk>(my_aux, activation, y, grad_y, base, chunk * kChunk);
-      meet();
-#pragma unroll 1
-      for (int k = 0; k < kGroups && chunk * kChunk + k * kGroup < net.rows(last); ++k) {
-        float even[kM][4], odd[kM][4];
-        load_group<kM>(my_aux + kGroup * k, kAux, even, odd);
-        backward_step<H / 8, kM>(even, odd, matrices.last(), 0, chunk * kGroups + k, sum);
+    for (int group = 0; group < shape.net.rows(last) / kGroup; ++group) {
+      float2 v[4];
+      grad_y.load(base, group, 0.f, v);
+      if (activation != kLinear) {  // computed again: cheaper than reading y
+        Sums<2> out;
+        clear<2>(out);
+#pragma unroll
+        for (int k = 0; k < H / kGroup; ++k) forward_step<2>(a[k], matrices[last], kGroup * group, k, out);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float2 z = pair(out[0], i);
+          v[i] = {activate_vjp(activation, activate(activation, z.x), v[i].x),
+                  activate_vjp(activation, activate(activation, z.y), v[i].y)};
+        }
       }
-      if (partial)
-        add_outer<kAux, kStash, false>(pieces[done++], slot, aux, stash + (last - 1) * points * kStash,
-                                       points, sums);
-      meet();
+      uint32_t in[4];
+      const float factor = power(-mine);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = {v[i].x * factor, v[i].y * factor};
+      round_square(v, in);
+      backward_step<H / 8>(in, matrices[last], 0, group, sum);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) in[i] = scaled(in[i], share);
+      if (partial) store_blocks(my_y + 32 * group, ys, in);
     }
-    if (partial) fetch_chunk<kRows, kChunk>(my_aux, x, base, 0, padding);
-    activate_hidden_vjp<H / 8, kM>(sum, a, my_stash + (last - 1) * points * kStash);
-#pragma unroll 1
-    for (int m = last - 1; m > 0; --m) {
+    meet();
+    if (partial) add_outer(last, slot, stash.y(), ys, stash.hidden(last - 1), kStride);
+#pragma unroll(kLayers ? kLayers : 1)
+    for (int m = last - 1; m >= 0; --m) {
       meet();
-      if (partial)
-        add_outer<kStash, kStash, false>(pieces[done++], slot, stash + m * points * kStash,
-                                         stash + (m - 1) * points * kStash, points, sums);
-      hidden_backward<H, kM>(a, matrices.hidden(m), sum);
-      meet();
-      activate_hidden_vjp<H / 8, kM>(sum, a, my_stash + (m - 1) * points * kStash);
-    }
-#pragma unroll 1
-    for (int chunk = 0; chunk < pieces.inputs(); ++chunk) {
+      activate_hidden_vjp<H>(sum, my_hidden(m), partial, share, a);
       if (partial) {
-        if (chunk > 0) fetch_chunk<kRows, kChunk>(my_aux, x, base, chunk * kChunk, padding);
-        wait_for_copies();
-        __syncthreads();
-        add_outer<kStash, kAux, true>(pieces[done++], slot, stash, aux, points, sums);
-        __syncthreads();
+        meet();
+        add_outer(m, slot, stash.hidden(m), kStride, m > 0 ? stash.hidden(m - 1) : stash.x(now),
+                  m > 0 ? kStride : xs);
       }
-      if (grad_x) store_grad_x<H, kM, kChunk>(a, matrices.first(), my_aux, grad_x, base, chunk * kChunk);
+      if (m > 0) hidden_backward<H>(a, matrices[m], sum);
     }
-    const int64_t next = base + int64_t{gridDim.x} * points;
-    if (next - warp * kRows < x.size[0]) fetch_chunk<kRows, kChunk>(my_aux, x, next, 0, padding);
+    if (grad_x.data) {
+      const float factor = power(mine);
+#pragma unroll 1
+      for (int group = 0; kGroup * group < grad_x.rows.width; ++group) {
+        Sums<2> out;
+        clear<2>(out);
+#pragma unroll
+        for (int k = 0; k < H / kGroup; ++k) backward_step<2>(a[k], matrices[0], kGroup * group, k, out);
+        float2 v[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[i] = pair(out[0], i), v[i].x *= factor, v[i].y *= factor;
+        grad_x.store(base, group, v);
+      }
+    }
+    meet();
+    if constexpr (kAhead) now ^= 1;
   }
-  if (partial) flush(pieces, first_slot, sums, stash, partial + blockIdx.x * int64_t{net.parameters()});
+  if (partial)
+    flush(shape, first_slot, sums, power(scale), reinterpret_cast<float*>(shared),
+          partial + blockIdx.x * int64_t{shape.net.parameters()});
 }
 
 // Sums the blocks' rows, always in the same order: eight warps take every eighth row of 32 parameters.
@@ -290,27 +331,37 @@ __global__ void __launch_bounds__(256)
   grad_params.data[i] = sum;
 }
 
-// Starts one kernel if the device's shared memory holds it with at least `least` warps per block.
-template <int H, int kM, int kChunk, int kSlots, bool kStaged, int kBlocks>
-bool backward_with(int least, Cuda q, Network net, In<real, kPoints, kInputs> x, In<real, kParams> params,
-                   int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
-                   In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
-                   Maybe<Out<real, kParams>> grad_params, Maybe<Out<real, kEntries, kParams>> partial) {
-  const int weights = Matrices<H, kStaged>{net, nullptr}.floats();
-  const int stash = 16 * kM * (net.layers * (H + kApart) + kChunk + kApart);
-  const int warps = std::min(kBackwardWarps, (most_shared(q) - weights) / stash);
-  if (warps < least) return false;
-  unsigned grid = std::min(blocks(x.size[0], 16 * kM * warps), unsigned(kBlocks * multiprocessors(q)));
-  int slots = 1;
+// Starts one kernel if it is for such a network and the device's shared memory holds it with at least `least`
+// warps per block.
+template <class T, int H, int kLayers, int kIn, int kSlots, bool kStaged, int kBlocks>
+bool backward_with(int least, Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params,
+                   int64_t activation, double padding, In<real, kPoints, kOutputs> grad_y,
+                   Maybe<Out<real, kPoints, kChannels>> grad_x, Maybe<Out<real, kParams>> grad_params,
+                   Maybe<Out<real, kEntries, kParams>> partial) {
+  using S = Shape<H, kLayers, kIn>;
+  const S shape{net};
+  if (!shape.fits()) return false;
+  using Kept = Stash<S, H, std::is_same_v<T, half> && (kLayers > 0)>;
+  if (std::is_same_v<T, half> && kLayers && net.inputs % 2) return false;  // copies are of four bytes
+  const int weights = Matrices<S, H, kStaged>{shape}.size();
+  const int most = (most_shared(q) - 1024) / 2 - weights;
+  int warps = kBackwardWarps;
+  while (warps > 0 && Kept{shape, 16 * warps}.size() > most) --warps;
+  if (warps < least || (kLayers && slots(shape, warps) != kSlots)) return false;
+  for (int m = kLayers; m > 0; --m)
+    if (deal(shape, m, warps).rounds() > 1) return false;
+  unsigned grid = std::min(blocks(x.size[0], 16 * warps), unsigned(kBlocks * multiprocessors(q)));
+  int passes = 1;
   if (grad_params) {
     grid = std::min(grid, unsigned(partial.size[0]));
-    slots = Pieces<H, kChunk>{net}.slots(warps);
+    passes = (slots(shape, warps) + kSlots - 1) / kSlots;
   }
-  for (int first_slot = 0; first_slot < slots; first_slot += kSlots) {
-    if (first_slot > 0) grad_x.data = nullptr;  // done by the first pass
-    launch_shared("mlp_backward", mlp_backward_kernel<H, kM, kChunk, kSlots, kStaged, kBlocks>, grid,
-                  32 * warps, 4 * (weights + warps * stash), q, net, x, params, activation, float(padding), y,
-                  grad_y, grad_x, grad_params ? partial.data : nullptr, first_slot);
+  for (int pass = 0; pass < passes; ++pass) {
+    if (pass > 0) grad_x.data = nullptr;  // done by the first
+    launch_shared("mlp_backward", mlp_backward_kernel<T, H, kLayers, kIn, kSlots, kStaged, kBlocks>, grid,
+                  32 * warps, 2 * (weights + Kept{shape, 16 * warps}.size()), q, shape, rows_of<T>(x), params,
+                  activation, float(padding), rows_of<float>(grad_y), out_rows_of(grad_x),
+                  grad_params ? partial.data : nullptr, pass * kSlots);
   }
   if (grad_params)
     launch("mlp_backward", mlp_add_up_kernel, blocks(net.parameters(), 32), 256, q,
@@ -318,27 +369,41 @@ bool backward_with(int least, Cuda q, Network net, In<real, kPoints, kInputs> x,
   return true;
 }
 
+template <class T, class... Args>
+bool backward_any(Args... args) {
+  const auto start = [&](auto with, int least) { return with(least, args...); };
+  constexpr int kWide = std::is_same_v<T, half> ? 1 : 2;  // blocks: with two there are too few registers
+  return start(backward_with<T, 16, 1, 1, 2, true, 2>, kBackwardWarps) ||
+         start(backward_with<T, 64, 1, 2, 2, true, 2>, kBackwardWarps) ||
+         start(backward_with<T, 64, 1, 9, 4, true, kWide>, kBackwardWarps) ||
+         start(backward_with<T, 64, 2, 2, 3, true, 2>, kBackwardWarps) ||
+         start(backward_with<T, 64, 2, 4, 3, true, 2>, kBackwardWarps) ||
+         start(backward_with<T, 32, 0, 0, 3, true, 1>, 1) ||
+         start(backward_with<T, 64, 0, 0, 4, true, 1>, 4) ||
+         start(backward_with<T, 128, 0, 0, 4, true, 1>, 4) ||
+         start(backward_with<T, 128, 0, 0, 4, false, 1>, 1);
+}
+
 }  // namespace
 
-void mlp_backward(Cuda q, In<real, kPoints, kInputs> x, In<real, kParams> params, int64_t hidden,
+void mlp_backward(Cuda q, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden,
                   int64_t layers, int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
-                  In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kInputs>> grad_x,
+                  In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kChannels>> grad_x,
                   Maybe<Out<real, kParams>> grad_params, Maybe<Out<real, kEntries, kParams>> partial) {
   const Network net = network(x, params, hidden, layers, grad_y.size[1]);
-  require(y || activation == kLinear, "needs y, as the output has an activation");
   require(partial || !grad_params, "needs partial for the gradient of params");
+  require(!grad_x || grad_x.size[1] <= x.size[1], "grad_x has more columns than x");
+  require(aligned(params.data, 16), "params must lie at a multiple of 16 bytes");
   if (x.size[0] == 0 && grad_params) zero("mlp_backward", grad_params.data, 4 * net.parameters(), q);
   if (x.size[0] == 0) return;
-  const auto start = [&](auto with, int least) {
-    return with(least, q, net, x, params, activation, padding, y, grad_y, grad_x, grad_params, partial);
+  const auto start = [&](auto view, auto any) {
+    const bool started = any(q, net, view, params, activation, padding, grad_y, grad_x, grad_params, partial);
+    require(started, "needs more shared memory than the device has");
   };
-  const bool wide = net.columns(0) > 32 || net.rows(net.layers) > 32;
-  if (hidden <= 16 && start(backward_with<16, 2, 32, 2, true, 2>, 1)) return;
-  if (hidden <= 32 && start(backward_with<32, 2, 32, 4, true, 1>, 1)) return;
-  if (hidden <= 64 && wide && start(backward_with<64, 2, 64, 4, true, 1>, kBackwardWarps)) return;
-  if (hidden <= 64 && start(backward_with<64, 2, 32, 4, true, 1>, 4)) return;
-  if (start(backward_with<128, 1, 32, 2, true, 1>, 4)) return;
-  require(start(backward_with<128, 1, 32, 2, false, 1>, 1), "needs more shared memory than the device has");
+  if (x.dtype == Dtype::kFloat16)
+    start(opened<half>(x), [](auto... args) { return backward_any<half>(args...); });
+  else
+    start(opened<float>(x), [](auto... args) { return backward_any<float>(args...); });
 }
 
 }  // namespace raymarch

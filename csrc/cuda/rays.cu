@@ -1,36 +1,9 @@
+#include "cuda/rays.cuh"
 #include "cuda/warp.cuh"
-#include "math/camera.h"
 #include "ops.h"
 
 namespace raymarch {
 namespace {
-
-// Everything that says where a pixel looks.
-struct Views {
-  In<real, kCameras, 3, 4> poses;
-  In<int64_t, kRays> camera;
-  In<real, kRays, 2> xy;
-  In<real, kCameras, 4> intrinsics;
-  In<real, kCameras, 12> distortion;
-  In<int64_t, kCameras> lens;
-  Maybe<In<real, kCameras, 3, 4>> adjustment;
-  bool world;
-  real half_eyes;
-};
-
-__device__ Lens lens_of(const Views& v, int64_t c) {
-  const real* i = v.intrinsics.data + 4 * c;
-  Lens l = {i[0], i[1], i[2], i[3], {}, v.lens.data[c], v.half_eyes};
-#pragma unroll
-  for (int k = 0; k < 12; ++k) l.k[k] = v.distortion.data[12 * c + k];
-  return l;
-}
-
-__device__ Mat34 adjustment_of(const Views& v, int64_t c) {
-  return v.adjustment ? load34(v.adjustment.data, c) : identity34();
-}
-
-__device__ bool has_camera(const Views& v, int64_t c) { return c >= 0 && c < v.poses.size[0]; }
 
 struct Gradients {
   Maybe<In<real, kRays, 3>> origins, directions;
@@ -45,33 +18,18 @@ __device__ Mat34 ray_says(const Views& v, const Gradients& g, int64_t i, int64_t
 
 }  // namespace
 
-// One thread per ray. The numbers of a camera come through the cache. A ray of a camera that does not exist
-// is NaN: the host cannot look without waiting.
+// One thread per ray. The numbers of a camera come through the cache.
 __global__ void __launch_bounds__(128)
     rays_forward_kernel(Views v, Out<real, kRays, 3> origins, Out<real, kRays, 3> directions,
                         Out<real, kRays> area, Out<real, kRays> norm, Out<bool, kRays> converged) {
   const int64_t i = item();
   if (i >= v.camera.size[0]) return;
-  const int64_t c = v.camera.data[i];
-  const bool known = has_camera(v, c);
-  LocalRay local = {{NAN, NAN, NAN}, {NAN, NAN, NAN}, {0, 0}, false};
-  Mat34 pose = identity34();
-  real solid = NAN;
-  if (known) {
-    const Lens l = lens_of(v, c);
-    const real x = v.xy.data[2 * i], y = v.xy.data[2 * i + 1];
-    local = local_ray(l, x, y, {0, 0});
-    solid = pixel_area(l, x, y, local);
-    pose = load34(v.poses.data, c);
-    if (v.adjustment) pose = composed(pose, load34(v.adjustment.data, c), v.world);
-  }
-
-  const WorldRay ray = world_ray(pose, local);
-  store3(origins.data, i, ray.origin);
-  store3(directions.data, i, ray.direction);
-  area.data[i] = solid;
-  norm.data[i] = ray.norm;
-  converged.data[i] = local.converged;
+  const Seen seen = look(v, i);
+  store3(origins.data, i, seen.ray.origin);
+  store3(directions.data, i, seen.ray.direction);
+  area.data[i] = seen.area;
+  norm.data[i] = seen.ray.norm;
+  converged.data[i] = seen.converged;
 }
 
 // One thread per ray; the lanes of a warp that share a camera add up first, and one of them writes. Lanes

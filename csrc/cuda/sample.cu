@@ -1,8 +1,4 @@
-#include "cuda/warp.cuh"
-#include "math/contract.h"
-#include "math/random.h"
-#include "math/spacing.h"
-#include "math/stepfun.h"
+#include "cuda/sample.cuh"
 #include "ops.h"
 
 namespace raymarch {
@@ -10,8 +6,6 @@ namespace raymarch {
 constexpr int kThreads = 32 * kWarpsPerBlock;
 constexpr int64_t kMostBins =
     4096;  // of a cumulative sum in shared memory: 64 KB per block, which sm_80 up have
-
-__device__ __forceinline__ real midpoint(const real* t, int i) { return real(0.5) * (t[i] + t[i + 1]); }
 
 // One warp per ray, in every kernel of this file: what is known per ray is computed once per lane, and no
 // thread divides to find its ray.
@@ -21,24 +15,15 @@ __global__ void __launch_bounds__(kThreads)
                          Out<real, kRays, kEdges> s, Out<real, kRays, kEdges> t, int64_t spacing,
                          int64_t jitter, int64_t stream) {
   const int64_t ray = warp();
-  const int edges = int(s.size[1]), bins = edges - 1;
+  const int edges = int(s.size[1]);
   if (ray >= near.size[0]) return;
 
   const Interval ends = warped_interval(spacing, near.data[ray], far.data[ray]);
   const uint64_t key = jitter ? random_key(counter.data[0], counter.data[1], stream) : 0;
-  const real shared = jitter == kPerRay ? uniform(key, uint64_t(ray)) : real(0);
-
-  for (int j = lane(); j < edges; j += 32) {
-    const int64_t i = ray * edges + j;
-    const real u = jitter == kPerEdge ? uniform(key, uint64_t(i)) : shared;
-    const real place = jitter ? jittered_edge(j, bins, u) : real(j) / real(bins);
-    s.data[i] = place;
-    t.data[i] = t_from_s(spacing, ends, place);
-  }
+  spaced_edges(ray, edges, spacing, ends, jitter, key, s.data + ray * edges, t.data + ray * edges);
 }
 
-// The warp's part of shared memory holds the cumulative sum, which every new edge searches. Its running
-// maximum is taken, since sums of different grouping may round to a decrease.
+// The warp's part of shared memory holds the cumulative sum.
 __global__ void __launch_bounds__(kThreads)
     sample_pdf_kernel(In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weights, In<real, kRays> near,
                       In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
@@ -52,40 +37,10 @@ __global__ void __launch_bounds__(kThreads)
   real* upto = shared + (threadIdx.x / 32) * bins;  // upto[i]: mass of bins 0 .. i
   const real* w = weights.data + ray * bins;
   const real exponent = anneal ? anneal.data[0] : real(1);
-  real carry = real(0);
-  for (int k = 0; k < bins; k += 32) {
-    const int i = k + lane();
-    const real weight = i < bins ? w[i] : real(0);
-    const real whole = exponent == 1 ? padded(weight, padding) : annealed(weight, exponent, padding);
-    const real mass = i < bins ? whole : real(0);
-    const real sum = warp_inclusive_max(carry + warp_inclusive_sum(mass));
-    if (i < bins) upto[i] = sum;
-    carry = from_lane(sum, 31);
-  }
-  __syncwarp();
-
-  const real missing = fmaxf(real(0), kLeastMass - carry), total = carry + missing,
-             each = missing / real(bins);
-  const auto mass_before = [&](int i) { return i > 0 ? upto[i - 1] + each * real(i) : real(0); };
   const Interval ends = warped_interval(spacing, near.data[ray], far.data[ray]);
   const uint64_t key = jitter ? random_key(counter.data[0], counter.data[1], stream) : 0;
-  const real offset = jitter == kPerRay ? uniform(key, uint64_t(ray)) : real(0.5);
-  const real* e = s.data + ray * (bins + 1);
-  for (int k = lane(); k < edges; k += 32) {
-    const int64_t i = ray * edges + k;
-    const real target = spread(k, edges, jitter == kPerEdge ? uniform(key, uint64_t(i)) : offset) * total;
-    int bin = 0, last = bins - 1;  // the first bin whose sum exceeds the target, or the last
-    while (bin < last) {
-      const int middle = (bin + last) / 2;
-      if (mass_before(middle + 1) > target)
-        last = middle;
-      else
-        bin = middle + 1;
-    }
-    const real place = invert_bin(target, mass_before(bin), mass_before(bin + 1), e[bin], e[bin + 1]);
-    s_new.data[i] = place;
-    t_new.data[i] = t_from_s(spacing, ends, place);
-  }
+  drawn_edges(ray, s.data + ray * (bins + 1), w, bins, exponent, padding, upto, edges, spacing, ends, jitter,
+              key, s_new.data + ray * edges, t_new.data + ray * edges);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -96,25 +51,6 @@ __global__ void __launch_bounds__(kThreads)
   const Interval ends = warped_interval(spacing, near.data[ray], far.data[ray]);
   for (int64_t i = ray * edges + lane(); i < (ray + 1) * edges; i += 32)
     to.data[i] = inverse ? s_from_t(spacing, ends, from.data[i]) : t_from_s(spacing, ends, from.data[i]);
-}
-
-// Vectors of up to 32 lanes to and from consecutive memory, by way of 96 numbers of shared memory, so that
-// every transaction is whole. `live` lanes have one.
-__device__ __forceinline__ void store3_warp(real* tile, real* to, int live, Vec3 v) {
-  store3(tile, lane(), v);
-  __syncwarp();
-  for (int k = lane(); k < 3 * live; k += 32) to[k] = tile[k];
-  __syncwarp();
-}
-__device__ __forceinline__ Vec3 load3_warp(real* tile, const real* from, int live) {
-  for (int k = lane(); k < 3 * live; k += 32) tile[k] = from[k];
-  __syncwarp();
-  const Vec3 v = load3(tile, lane());
-  __syncwarp();
-  return v;
-}
-__device__ __forceinline__ int live_lanes(int samples, int from) {
-  return samples - from < 32 ? samples - from : 32;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -152,8 +88,6 @@ __global__ void __launch_bounds__(kThreads)
                 contract_unit(norm, o + midpoint(edges, i) * d));
   }
 }
-
-__device__ __forceinline__ Vec3 warp_sum(Vec3 v) { return {warp_sum(v.x), warp_sum(v.y), warp_sum(v.z)}; }
 
 __global__ void __launch_bounds__(kThreads)
     positions_backward_kernel(In<real, kRays, kEdges> t, In<real, kRays, kSamples, 3> grad_x,

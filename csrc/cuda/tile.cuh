@@ -1,16 +1,18 @@
-// Tensor-core tiles in TF32: points by units, activations in registers, weights in shared memory.
+// Tensor-core tiles in half precision: points by units, activations in registers, weights in shared memory.
 //
-// mma.m16n8k8 multiplies 16 rows by 8 columns over 8 inner numbers. Lane (g, t) = (lane / 4, lane % 4) holds
+// mma.m16n8k16 multiplies 16 rows by 8 columns over 16 inner numbers and adds in float. Lane (g, t) =
+// (lane / 4, lane % 4) holds, two halves to a register,
 //
-//   a: (g, t) (g + 8, t) (g, t + 4) (g + 8, t + 4)     rows x inner
-//   b: (t, g) (t + 4, g)                               inner x columns
-//   c: (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8, 2t + 1) rows x columns
+//   a: (g, 2t) (g + 8, 2t) (g, 2t + 8) (g + 8, 2t + 8)     rows x inner, and the number after each
+//   b: (2t, g) (2t + 8, g)                                 inner x columns, and the number below each
+//   c: (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8, 2t + 1)     rows x columns, one float each
 //
-// Which unit of a layer is column n of a tile is ours to choose. Units go in groups of 16, two tiles each:
-// tile q holds units 2n + q of the group. Lane t then owns units 4t .. 4t + 3 of rows g and g + 8, in c and,
-// as the inner dimension of the next product, in a: activations never leave their lane, and whatever is read
-// or written per lane is four consecutive units.
+// so two neighbouring tiles of sums are, rounded, operand a of the next product: activations never leave
+// their lane. Halves have eleven bits, as TF32 has, but end at 65504 and thin out below 6e-5: what may lie
+// there, gradients, is scaled by a power of two first.
 #pragma once
+#include <cuda_fp16.h>
+
 #include <cstdint>
 
 #include "cuda/launch.cuh"
@@ -18,69 +20,110 @@
 
 namespace raymarch {
 
-// Nearest number with ten bits of mantissa: tensor cores would truncate.
-__device__ __forceinline__ float tf32(float x) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return __uint_as_float(bits);
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  const __half2 both = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(both);
+}
+__device__ __forceinline__ uint32_t bits(__half2 both) { return reinterpret_cast<const uint32_t&>(both); }
+__device__ __forceinline__ __half2 unpack(uint32_t both) { return reinterpret_cast<const __half2&>(both); }
+__device__ __forceinline__ uint32_t scaled(uint32_t both, __half2 factor) {
+  return bits(__hmul2(unpack(both), factor));
 }
 
-__device__ __forceinline__ void mma(float (&c)[4], const float (&a)[4], float b0, float b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+// relu and relu_vjp of math/activation.h, of two halves; NaN passes here too.
+__device__ __forceinline__ uint32_t relu(uint32_t z) {
+  return bits(__hmax2_nan(unpack(z), __half2half2(__ushort_as_half(0))));
+}
+__device__ __forceinline__ uint32_t relu_vjp(uint32_t y, uint32_t g) {
+  return g & ~__hle2_mask(unpack(y), __half2half2(__ushort_as_half(0)));
+}
+
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
-        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Shared memory is addressed by bytes in 32 bits, and rows by their distance in halves: then whatever the
+// compiler knows of a place ends up in the instruction.
+using Place = unsigned;
+__device__ __forceinline__ Place place_of(const void* shared) {
+  return Place(__cvta_generic_to_shared(shared));
+}
+
+// Where this lane's row of the four blocks of a 16 x 16 square begins: blocks go down first (0), or along
+// (1).
+__device__ __forceinline__ Place corner(int order, int stride) {
+  const int i = lane(), low = i / 8 % 2 * 8, high = i / 16 * 8;
+  return 2 * (order == 0 ? (low + i % 8) * stride + high : (high + i % 8) * stride + low);
+}
+
+// Four 8 x 8 blocks of halves; the eight lanes 8i .. 8i + 7 say where the rows of block i are.
+__device__ __forceinline__ void load_blocks(Place row, uint32_t (&b)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+               : "r"(row)
+               : "memory");
+}
+// The same, every block transposed.
+__device__ __forceinline__ void load_turned(Place row, uint32_t (&b)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+               : "r"(row)
+               : "memory");
+}
+
+// Operand a of one group, as load_blocks reads it at corner 0 of the square.
+__device__ __forceinline__ void store_blocks(Place square, int stride, const uint32_t (&a)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(square + corner(0, stride)),
+      "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+      : "memory");
+#else
+  const Place at = square + 2 * (lane() / 4 * stride + 2 * (lane() % 4));
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + 2 * (i % 2 * 8 * stride + i / 2 * 8)), "r"(a[i])
+                 : "memory");
+#endif
 }
 
 // Copies that pass the registers by. Bytes past `valid` are zeroed; `from` must be readable even so.
 template <int kBytes>
-__device__ __forceinline__ void copy_async(float* to, const float* from, bool valid = true) {
-  const unsigned at = unsigned(__cvta_generic_to_shared(to));
+__device__ __forceinline__ void copy_async(Place to, const void* from, bool valid) {
   const int size = valid ? kBytes : 0;
-  if (kBytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(size) : "memory");
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from), "r"(size) : "memory");
-}
-// Asks for the cache lines of a contiguous run, on behalf of a warp that will read it soon.
-__device__ __forceinline__ void prefetch(const float* from, int64_t count) {
-  for (int64_t i = 32 * lane(); i < count; i += 32 * 32)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(from), "r"(size), "n"(kBytes)
+                 : "memory");
 }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// The lanes of a warp, walking row by row over a block `columns` wide.
-struct Walk {
-  int row, column, columns;
-  __device__ explicit Walk(int columns) : row(lane() / columns), column(lane() % columns), columns(columns) {
-    rows_ = 32 / columns, rest_ = 32 % columns;
-  }
-  __device__ __forceinline__ void next() {
-    row += rows_, column += rest_;
-    if (column >= columns) column -= columns, ++row;
-  }
+// Asks for the cache lines of a contiguous run, on behalf of a warp that will read it soon.
+template <class T>
+__device__ __forceinline__ void prefetch(const T* from, int count) {
+#pragma unroll 1
+  for (int i = 128 / sizeof(T) * lane(); i < count; i += 128 / sizeof(T) * 32)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
+}
 
- private:
-  int rows_, rest_;
-};
+constexpr int kApart = 8;  // halves between rows beyond a multiple of 16: eight rows meet no bank twice
 
-// A weight matrix [rows, columns] in shared memory, rounded to TF32, in blocks of 32 columns: the distance of
-// rows is then known to the compiler. Within 32 columns groups of four are exchanged so that no two lanes
-// meet in a bank, whether a product reads along rows or down columns.
+// A weight matrix [rows, columns] in shared memory.
 struct Staged {
-  const float* weights;
-  int padded_rows;
+  Place weights;
+  int stride;
 
-  __device__ __forceinline__ int at(int row, int column) const {
-    const int exchange = (((row >> 1) & 6) ^ ((row & 2) << 1)) << 2;
-    return (column >> 5) * padded_rows * 32 + row * 32 + ((column ^ exchange) & 31);
+  // Operand b of two tiles, rows .. rows + 15 of the matrix, over 16 columns: for a W^T.
+  __device__ __forceinline__ void along(int row, int column, uint32_t (&b)[4]) const {
+    load_blocks(weights + 2 * (row * stride + column) + corner(1, stride), b);
   }
-  __device__ __forceinline__ float4 along(int row, int column) const {
-    return *reinterpret_cast<const float4*>(weights + at(row, column));
-  }
-  __device__ __forceinline__ float2 pair(int row, int column) const {
-    return *reinterpret_cast<const float2*>(weights + at(row, column));
+  // Operand b of two tiles, columns .. columns + 15 of the matrix, over 16 rows: for a W.
+  __device__ __forceinline__ void down(int row, int column, uint32_t (&b)[4]) const {
+    load_turned(weights + 2 * (row * stride + column) + corner(0, stride), b);
   }
 };
 
@@ -92,104 +135,91 @@ struct Unstaged {
   __device__ __forceinline__ float one(int row, int column) const {
     int at = row < rows && column < columns ? row * columns + column : -1;
     asm volatile("" : "+r"(at));  // keeps the order: or the compiler fetches whole columns ahead, and spills
-    return at >= 0 ? tf32(__ldg(weights + at)) : 0.f;
+    return at >= 0 ? __ldg(weights + at) : 0.f;
   }
-  __device__ __forceinline__ float4 along(int row, int column) const {
-    return {one(row, column), one(row, column + 1), one(row, column + 2), one(row, column + 3)};
+  __device__ __forceinline__ void along(int row, int column, uint32_t (&b)[4]) const {
+    const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = row + i / 2 * 8 + g, c = column + i % 2 * 8 + 2 * t;
+      b[i] = pack(one(r, c), one(r, c + 1));
+    }
   }
-  __device__ __forceinline__ float2 pair(int row, int column) const {
-    return {one(row, column), one(row, column + 1)};
+  __device__ __forceinline__ void down(int row, int column, uint32_t (&b)[4]) const {
+    const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = row + i % 2 * 8 + 2 * t, c = column + i / 2 * 8 + g;
+      b[i] = pack(one(r, c), one(r + 1, c));
+    }
   }
 };
 
-// The whole block copies one matrix; what lies outside [rows, columns] is zero.
-__device__ __forceinline__ void stage(float* to, int padded_rows, const float* from, int rows, int columns) {
-  const Staged staged{to, padded_rows};
-  const int count = padded_rows * round_up(columns, 32);
-#pragma unroll 8
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    const int line = i / 32, row = line % padded_rows, column = line / padded_rows * 32 + i % 32;
-    to[staged.at(row, column)] = row < rows && column < columns ? tf32(from[row * columns + column]) : 0.f;
+// The whole block copies one matrix, four columns at a time; what lies outside [rows, columns] is zero.
+__device__ __forceinline__ void stage(half* to, int padded_rows, int padded_columns, const float* from,
+                                      int rows, int columns) {
+  const int quads = padded_columns / 4, stride = padded_columns + kApart;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < padded_rows * quads; i += blockDim.x) {
+    const int row = i / quads, column = 4 * (i - row * quads);
+    const bool inside = row < rows && column < columns;
+    const float4 v =
+        inside ? __ldg(reinterpret_cast<const float4*>(from + row * columns + column)) : float4{};
+    *reinterpret_cast<uint2*>(to + row * stride + column) = {pack(v.x, v.y), pack(v.z, v.w)};
   }
 }
 
-// Numbers of kM x 16 points: two tiles for each group of 16 units, as sums in the order of c, as operands in
-// the order of a.
-template <int kTiles, int kM>
-using Tiles = float[kTiles][kM][4];
+// Numbers of 16 points: sums by tiles of 8 units, operands by groups of 16.
+template <int kTiles>
+using Sums = float[kTiles][4];
+template <int kGroups>
+using Operands = uint32_t[kGroups][4];
 
-template <int kTiles, int kM>
-__device__ __forceinline__ void clear(Tiles<kTiles, kM>& c) {
+template <int kTiles>
+__device__ __forceinline__ void clear(Sums<kTiles>& c) {
 #pragma unroll
   for (int j = 0; j < kTiles; ++j)
 #pragma unroll
-    for (int m = 0; m < kM; ++m)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) c[j][m][k] = 0.f;
+    for (int k = 0; k < 4; ++k) c[j][k] = 0.f;
 }
 
-// Units 4t .. 4t + 3 of one group: of row g (half 0) or g + 8 (half 1), out of the sums of its two tiles, and
-// into their place as operand a.
-__device__ __forceinline__ float4 quad(const float (&even)[4], const float (&odd)[4], int half) {
-  return {even[2 * half], odd[2 * half], even[2 * half + 1], odd[2 * half + 1]};
-}
-__device__ __forceinline__ void set_quad(float (&even)[4], float (&odd)[4], int half, float4 v) {
-  even[half] = v.x, odd[half] = v.y, even[2 + half] = v.z, odd[2 + half] = v.w;
-}
-
-// sum += a W^T over one group of 16 inputs, for kTiles / 2 groups of outputs from `first` on.
-template <int kTiles, int kM, class Weights>
-__device__ __forceinline__ void forward_step(const float (&even)[kM][4], const float (&odd)[kM][4],
-                                             Weights weights, int first, int group, Tiles<kTiles, kM>& sum) {
-  const int g = lane() / 4, t = lane() % 4;
+// sum += a W^T over one group of 16 inputs, for the kTiles * 8 outputs from row `first` on.
+template <int kTiles, class Weights>
+__device__ __forceinline__ void forward_step(const uint32_t (&a)[4], Weights weights, int first, int group,
+                                             Sums<kTiles>& sum) {
 #pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-    const float4 w = weights.along(16 * (first + j / 2) + 2 * g + j % 2, 16 * group + 4 * t);
-#pragma unroll
-    for (int m = 0; m < kM; ++m) mma(sum[j][m], even[m], w.x, w.z);
-#pragma unroll
-    for (int m = 0; m < kM; ++m) mma(sum[j][m], odd[m], w.y, w.w);
+  for (int j = 0; j < kTiles; j += 2) {
+    uint32_t b[4];
+    weights.along(first + 8 * j, 16 * group, b);
+    mma(sum[j], a, b[0], b[1]), mma(sum[j + 1], a, b[2], b[3]);
   }
 }
 
-// sum += a W over one group of 16 rows of W, for kTiles / 2 groups of its columns from `first` on.
-template <int kTiles, int kM, class Weights>
-__device__ __forceinline__ void backward_step(const float (&even)[kM][4], const float (&odd)[kM][4],
-                                              Weights weights, int first, int group, Tiles<kTiles, kM>& sum) {
-  const int g = lane() / 4, t = lane() % 4;
+// sum += a W over one group of 16 rows of W, for kTiles * 8 of its columns from `first` on.
+template <int kTiles, class Weights>
+__device__ __forceinline__ void backward_step(const uint32_t (&a)[4], Weights weights, int first, int group,
+                                              Sums<kTiles>& sum) {
 #pragma unroll
-  for (int s = 0; s < 2; ++s)
-#pragma unroll
-    for (int j = 0; j < kTiles; j += 2) {
-      const int row = 16 * group + 4 * t + s, column = 16 * (first + j / 2) + 2 * g;
-      const float2 near = weights.pair(row, column), far = weights.pair(row + 2, column);
-#pragma unroll
-      for (int m = 0; m < kM; ++m) {
-        mma(sum[j][m], s == 0 ? even[m] : odd[m], near.x, far.x);
-        mma(sum[j + 1][m], s == 0 ? even[m] : odd[m], near.y, far.y);
-      }
-    }
+  for (int j = 0; j < kTiles; j += 2) {
+    uint32_t b[4];
+    weights.down(16 * group, first + 8 * j, b);
+    mma(sum[j], a, b[0], b[1]), mma(sum[j + 1], a, b[2], b[3]);
+  }
 }
 
 // sum += G^T H over points begin .. end: 16 columns of G by 32 columns of H, both [point, unit] in shared
-// memory. Rows of the tile are columns 2g and 2g + 1 of G, columns of tile q are columns 4n + q of H.
-template <int kStrideG, int kStrideH, bool kRound>
-__device__ __forceinline__ void outer(const float* g_at, const float* h_at, int begin, int end,
+// memory, rows `g_stride` and `h_stride` apart.
+__device__ __forceinline__ void outer(Place g, int g_stride, Place h, int h_stride, int begin, int end,
                                       float (&sum)[4][4]) {
-  const int g = lane() / 4, t = lane() % 4;
+  g += corner(1, g_stride) + 2 * begin * g_stride, h += corner(0, h_stride) + 2 * begin * h_stride;
 #pragma unroll 2
-  for (int p = begin + t; p < end; p += 8) {
-    const float2 u = *reinterpret_cast<const float2*>(g_at + p * kStrideG + 2 * g);
-    const float2 v = *reinterpret_cast<const float2*>(g_at + (p + 4) * kStrideG + 2 * g);
-    float4 b = *reinterpret_cast<const float4*>(h_at + p * kStrideH + 4 * g);
-    float4 c = *reinterpret_cast<const float4*>(h_at + (p + 4) * kStrideH + 4 * g);
-    if (kRound) {
-      b = {tf32(b.x), tf32(b.y), tf32(b.z), tf32(b.w)};
-      c = {tf32(c.x), tf32(c.y), tf32(c.z), tf32(c.w)};
-    }
-    const float a[4] = {u.x, u.y, v.x, v.y};
-    mma(sum[0], a, b.x, c.x), mma(sum[1], a, b.y, c.y);
-    mma(sum[2], a, b.z, c.z), mma(sum[3], a, b.w, c.w);
+  for (int p = begin; p < end; p += 16, g += 32 * g_stride, h += 32 * h_stride) {
+    uint32_t a[4], near[4], far[4];
+    load_turned(g, a);
+    load_turned(h, near);
+    load_turned(h + 32, far);
+    mma(sum[0], a, near[0], near[1]), mma(sum[1], a, near[2], near[3]);
+    mma(sum[2], a, far[0], far[1]), mma(sum[3], a, far[2], far[3]);
   }
 }
 

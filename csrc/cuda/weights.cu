@@ -18,21 +18,6 @@ struct PackedRays {
   __device__ int64_t begin(int64_t ray) const { return min(max(offsets[ray], int64_t{0}), samples); }
 };
 
-// The sum over the lanes before this one (after it), of a scan that includes it. Not the scan less the own
-// value: that is NaN for infinities, and rounding noise where nothing should be left.
-__device__ __forceinline__ real lanes_before(real inclusive) {
-  const real up = __shfl_up_sync(~0u, inclusive, 1);
-  return lane() == 0 ? real(0) : up;
-}
-
-__device__ __forceinline__ real lanes_after(real inclusive) {
-  const real down = __shfl_down_sync(~0u, inclusive, 1);
-  return lane() == 31 ? real(0) : down;
-}
-
-// Where the last 32 of a ray's samples begin, counted from its first: a walk from the back starts there.
-__device__ __forceinline__ int64_t last_chunk(int64_t samples) { return (samples + 31) / 32 * 32 - 32; }
-
 // One warp per ray; the prefix sum of tau is a warp scan with a carry.
 template <class Rays>
 __global__ void __launch_bounds__(kThreads)

@@ -30,6 +30,14 @@ RM_HD Span ray_box(Vec3 o, Vec3 d, Vec3 low, Vec3 high) {
   return s.far > s.near ? s : Span{real(kMiss), real(kMiss)};
 }
 
+// The stretch of a ray between two planes that a box allows; a ray that misses it keeps almost no length.
+RM_HD Span searched(Span box, real near_plane, real far_plane) {
+  if (box.near >= real(kMiss)) return {near_plane, near_plane + real(1e-6) * (1 + near_plane)};
+  const real near = clamp(box.near, near_plane, far_plane);
+  const real far = box.far < far_plane ? box.far : far_plane, least = near + real(1e-6) * (1 + near);
+  return {near, far > least ? far : least};
+}
+
 // The box in its own frame: placement [R | t] takes the frame's coordinates to the world's.
 RM_HD Span ray_placed_box(Vec3 o, Vec3 d, Vec3 low, Vec3 high, const Mat34& placement) {
   const Vec3 from = rotate_transposed(placement, o - translation(placement));

@@ -7,7 +7,7 @@
 namespace raymarch {
 
 // What fills the rest of a ray's colour. The order is the one of ops/composite.py.
-enum Background : int64_t { kNoBackground, kColour, kLastSample, kWhite };
+enum Background : int64_t { kNoBackground, kColour, kLastSample, kWhite, kRandom };
 
 constexpr real kLeastOpacity = real(1e-10);  // keeps the mean distance of an empty ray finite
 constexpr real kLeastLength = real(1e-10);   // keeps the direction of a zero normal finite
@@ -29,6 +29,22 @@ RM_HD Vec3 unit_normal_vjp(Vec3 n, Vec3 g) {
   const real r = std::sqrt(dot(n, n)), inverse = 1 / (r + kLeastLength);
   if (!(r > 0)) return {0, 0, 0};
   return inverse * (g - (dot(n, g) * inverse / r) * n);
+}
+
+// A layer without squashing on top of unit vectors: n = normalised tanh(a).
+constexpr real kLeastNormal = real(1e-12);
+RM_HD Vec3 tanh3(Vec3 a) { return {std::tanh(a.x), std::tanh(a.y), std::tanh(a.z)}; }
+RM_HD Vec3 normalised(Vec3 v) {
+  const real r = std::sqrt(dot(v, v));
+  return (1 / (r > kLeastNormal ? r : kLeastNormal)) * v;
+}
+RM_HD Vec3 normalised_vjp(Vec3 v, Vec3 g) {
+  const real r = std::sqrt(dot(v, v)), inverse = 1 / (r > kLeastNormal ? r : kLeastNormal);
+  const Vec3 n = inverse * v;
+  return r > kLeastNormal ? inverse * (g - dot(n, g) * n) : inverse * g;
+}
+RM_HD Vec3 tanh3_vjp(Vec3 y, Vec3 g) {
+  return {g.x * (1 - y.x * y.x), g.y * (1 - y.y * y.y), g.z * (1 - y.z * y.z)};
 }
 
 // For evaluation: NaN becomes 0, an infinity the largest number, and the colour of a ray lies in 0 .. 1.

@@ -35,4 +35,12 @@ RM_HD real facing_away(Vec3 n, Vec3 d) {
   return along > 0 ? along : real(0);
 }
 
+// The true colour over what is behind it: as given, or where it has an alpha (`alpha` < 0 says not) blended.
+RM_HD Vec3 truth_over(Vec3 colour, real alpha, Vec3 behind) {
+  return alpha < 0 ? colour : behind + alpha * (colour - behind);
+}
+
+// Near the camera many pixels share few samples: gradients of a field times min(1, distance^2).
+RM_HD real calm_near_camera(real distance) { return clamp(square(distance), 0, 1); }
+
 }  // namespace raymarch

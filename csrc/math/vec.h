@@ -18,6 +18,12 @@ RM_HD Vec3 cross(Vec3 a, Vec3 b) {
 RM_HD Vec3 load3(const real* p, int64_t i) { return {p[3 * i], p[3 * i + 1], p[3 * i + 2]}; }
 RM_HD void store3(real* p, int64_t i, Vec3 v) { p[3 * i] = v.x, p[3 * i + 1] = v.y, p[3 * i + 2] = v.z; }
 
+// The gradient of g |v|; 0 at v = 0, where the length has none.
+RM_HD Vec3 length_vjp(Vec3 v, real g) {
+  const real r = std::sqrt(dot(v, v));
+  return r > 0 ? (g / r) * v : Vec3{0, 0, 0};
+}
+
 // Row-major [R | t].
 struct Mat34 {
   real m[12];

@@ -1,10 +1,11 @@
-"""The command line: raymarch demo | train | resume | eval | render | inspect | doctor."""
+"""The command line: raymarch demo | train | resume | eval | render | localize | export | poses | report |
+inspect | doctor."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
@@ -34,23 +35,37 @@ def train(
     set: Set = (),
     downscale: int | None = None,
     split: str | None = None,
+    adjustments: Path | None = None,
+    convention: Literal["camera", "world"] | None = None,
+    masks: Literal["ignore", "empty", "none"] = "ignore",
+    alpha: Literal["empty", "ignore", "none"] = "empty",
+    memory: Literal["auto", "memory", "disk"] = "auto",
+    cache: str = "auto",
     device: Device = "auto",
 ) -> None:
     """Train on a folder of posed photos.
 
     Args:
-        scene: Folder with transforms.json (nerfstudio, instant-ngp) or a Blender scene.
+        scene: Scene of nerfstudio, instant-ngp, COLMAP, LLFF or Blender; found by what the folder holds.
         preset: nerfacto, f3rm or tiny.
         steps: Training steps (default: the preset's).
         out: Run folder (default: runs/SCENE-PRESET).
         set: Change a setting, as model.sampler.samples=256,96,48. May be given several times.
         downscale: Shrink photos by this whole factor.
         split: How photos are held out: every8, fraction, none (default: the scene's own split, else every8).
+        adjustments: Pose adjustments to begin with, as nerfstudio has them: .safetensors, .npz or .json.
+        convention: Of the adjustments: camera (nerfstudio 0.3, F3RM) or world (nerfstudio 1).
+        masks: What zero in a mask means: never draw the pixel, nothing is there, or nothing at all.
+        alpha: The same for transparent pixels.
+        memory: Where decoded photos lie; auto maps them from files where they take half of the free memory.
+        cache: Folder for decoded photos that were downscaled or are mapped; auto (the user's) or none.
         device: Where to run.
     """
+    from raymarch.apps.run_page import write_run_page
     from raymarch.config import override
     from raymarch.config import preset as named
     from raymarch.data.scene import load
+    from raymarch.train.refined import named_adjustments, with_adjustments
     from raymarch.train.runs import start
 
     config = named(preset)
@@ -59,10 +74,22 @@ def train(
     if steps is not None:
         config = override(config, f"train.trainer.steps={steps}")
     run = out or Path("runs") / f"{scene.resolve().name}-{preset}"
-    loaded = load(scene, downscale=downscale, split=split)
-    _say(*(f"note: {problem}" for problem in loaded.problems))
-    source = {"path": str(scene.resolve()), "options": {"downscale": downscale, "split": split}}
-    _train(start(loaded, config, run, device, source))
+    options: dict[str, Any] = {
+        "downscale": downscale,
+        "split": split,
+        "masks": masks,
+        "alpha": alpha,
+        "memory": memory,
+    }
+    options["cache"] = None if cache == "none" else cache
+    loaded = load(scene, **options)
+    moved = named_adjustments(adjustments, convention)
+    loaded = with_adjustments(loaded, moved)
+    source = {"path": str(scene.resolve()), "options": options} | ({"adjustments": moved} if moved else {})
+    trainer = start(loaded, config, run, device, source)
+    _say(loaded.format, *(f"note: {line}" for line in (*loaded.problems, *loaded.notes)))
+    _train(trainer)
+    write_run_page(run, device)
     print(run)
 
 
@@ -74,9 +101,11 @@ def resume(run: Positional[Path], steps: int | None = None, device: Device = "au
         steps: Train up to this many steps (default: what the run was started with).
         device: Where to run.
     """
+    from raymarch.apps.run_page import write_run_page
     from raymarch.train import runs
 
     _train(runs.resume(run, device, steps=steps))
+    write_run_page(run, device)
     print(run)
 
 
@@ -85,6 +114,7 @@ def _train(trainer) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    _say(trainer.source.summary())
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[psnr]}"))
     try:
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
@@ -103,7 +133,11 @@ class UserStop(RuntimeError):
 
 
 def eval(
-    run: Positional[Path], data: Path | None = None, images: bool = True, device: Device = "auto"
+    run: Positional[Path],
+    data: Path | None = None,
+    images: bool = True,
+    poses: Literal["none", "align", "refine"] = "none",
+    device: Device = "auto",
 ) -> None:
     """Measure a run on its held-out photos; writes metrics.json and pictures beside it.
 
@@ -111,12 +145,16 @@ def eval(
         run: Run folder.
         data: Scene folder, if it has moved.
         images: Also write the renderings.
+        poses: Of held-out photos: none (as given), align (moved as the training poses went together), refine
+            (each half of a photo's pixels rendered from the pose that fits the other half).
         device: Where to run.
     """
     from raymarch.apps.evaluation import evaluate_run
+    from raymarch.apps.run_page import write_run_page
 
-    for line in evaluate_run(run, data, images, device):
+    for line in evaluate_run(run, data, images, device, poses):
         print(line)
+    write_run_page(run, device)
 
 
 def render(
@@ -150,15 +188,99 @@ def render(
         print(line)
 
 
-def inspect(scene: Positional[Path]) -> None:
-    """Say what a folder holds: cameras, lenses, sizes, bounds, problems.
+def localize(
+    run: Positional[Path],
+    photos: Positional[tuple[Path, ...]],
+    intrinsics: str | None = None,
+    init: str | None = None,
+    out: Path | None = None,
+    device: Device = "auto",
+) -> None:
+    """Find where photos were taken from, against a trained run.
+
+    Args:
+        run: Run folder.
+        photos: Photos, one or more.
+        intrinsics: fx,fy,cx,cy in pixels of the photos (default: the lens that all training photos share).
+        init: all (every training view, the default), train:K or test:K, or a JSON file with a camera-to-world
+            matrix in world units.
+        out: Output folder (default: RUN/localized).
+        device: Where to run.
+    """
+    from raymarch.apps.localizing import localize_photos
+
+    for line in localize_photos(run, list(photos), intrinsics, init, out, device):
+        print(line)
+
+
+def export(
+    run: Positional[Path],
+    poses: Literal["transforms", "colmap", "tum"] | None = None,
+    held_out: bool = False,
+    out: Path | None = None,
+    device: Device = "auto",
+) -> None:
+    """Write what a run holds for other programs.
+
+    Args:
+        run: Run folder.
+        poses: Refined camera poses, world units: transforms (transforms.json), colmap (text files) or tum.
+        held_out: Also the held-out cameras, moved as the training cameras went together.
+        out: Output folder (default: RUN/export/FORMAT).
+        device: Where to run.
+    """
+    from raymarch.apps.exporting import export_run
+
+    for line in export_run(run, out, poses, held_out, device):
+        print(line)
+
+
+def poses(run: Positional[Path], out: Path | None = None, device: Device = "auto") -> None:
+    """Say how far refinement moved each training camera; writes poses.json.
+
+    Args:
+        run: Run folder.
+        out: The JSON file (default: RUN/poses.json).
+        device: Where to run.
+    """
+    from raymarch.apps.posing import tell_poses
+
+    for line in tell_poses(run, out, device):
+        print(line)
+
+
+def report(run: Positional[Path], device: Device = "auto") -> None:
+    """Write a run's page: figures, camera poses before and after, the training curve.
+
+    Args:
+        run: Run folder.
+        device: Where to run.
+    """
+    from raymarch.apps.run_page import write_run_page
+
+    print(write_run_page(run, device))
+
+
+def inspect(
+    scene: Positional[Path],
+    downscale: int | None = None,
+    split: str | None = None,
+    masks: Literal["ignore", "empty", "none"] = "ignore",
+    alpha: Literal["empty", "ignore", "none"] = "empty",
+) -> None:
+    """Say what a folder holds: format, cameras, lenses, sizes, masks, depths, bounds, split, problems.
 
     Args:
         scene: Folder of posed photos.
+        downscale: Shrink photos by this whole factor.
+        split: How photos are held out.
+        masks: What zero in a mask means.
+        alpha: The same for transparent pixels.
     """
-    from raymarch.data.scene import describe, load
+    from raymarch.apps.inspecting import lines
 
-    print(describe(load(scene)))
+    for line in lines(scene, downscale=downscale, split=split, masks=masks, alpha=alpha):
+        print(line)
 
 
 def doctor() -> None:
@@ -168,7 +290,10 @@ def doctor() -> None:
     examine()
 
 
-COMMANDS = {f.__name__: f for f in (demo, train, resume, eval, render, inspect, doctor)}
+COMMANDS = {
+    f.__name__: f
+    for f in (demo, train, resume, eval, render, localize, export, poses, report, inspect, doctor)
+}
 
 
 def _say(*lines: str) -> None:
@@ -200,6 +325,7 @@ def _mendable(error: Exception) -> bool:
     from raymarch.data.scene import SceneError
     from raymarch.train.checkpoint import CheckpointError
     from raymarch.train.evaluate import OutOfMemory
+    from raymarch.train.photos import LocalizeError
     from raymarch.train.runs import DeviceError
     from raymarch.train.trainer import TrainingError
 
@@ -209,7 +335,16 @@ def _mendable(error: Exception) -> bool:
             "checkpoints saved so far are intact",
         )
         return True
-    ours = (ConfigError, SceneError, CheckpointError, DeviceError, TrainingError, OutOfMemory, UserStop)
+    ours = (
+        ConfigError,
+        SceneError,
+        CheckpointError,
+        DeviceError,
+        TrainingError,
+        OutOfMemory,
+        UserStop,
+        LocalizeError,
+    )
     return isinstance(error, ours) or (isinstance(error, (FileNotFoundError, IndexError)) and _direct(error))
 
 

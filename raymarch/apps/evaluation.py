@@ -6,16 +6,32 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from raymarch.apps.images import save_depth, save_rgb
+from torch import Tensor
+
+from raymarch.apps.images import file_stems, save_depth, save_rgb
 from raymarch.config import ConfigError
-from raymarch.data.scene import load
-from raymarch.train.evaluate import PROTOCOL, evaluate
+from raymarch.data.scene import Scene, load
+from raymarch.train.evaluate import ImageMetrics, evaluate
+from raymarch.train.held_out import POSES, PROTOCOLS, evaluate_refined, held_out_cameras
 from raymarch.train.runs import OpenRun, reload_scene
 
 
-def evaluate_run(run: Path, data: Path | None, images: bool, device: str) -> Iterator[str]:
-    """Evaluate the newest checkpoint; yields lines to show, writes RUN/eval/."""
+def metrics_file(run: Path, poses: str) -> Path:
+    """Where the figures of one way to pose held-out cameras lie."""
+    return run / "eval" / ("metrics.json" if poses == "none" else f"metrics_{poses}.json")
+
+
+def evaluate_run(
+    run: Path, data: Path | None, images: bool, device: str, poses: str = "none"
+) -> Iterator[str]:
+    """Evaluate the newest checkpoint; yields lines to show, writes RUN/eval/.
+
+    poses: none, align or refine (held_out.PROTOCOLS says what they mean); named beside every figure.
+    """
+    if poses not in POSES:
+        raise ConfigError(f"--poses: expected one of {', '.join(POSES)}, got {poses!r}")
     opened = OpenRun(run, device)
     if not opened.test:
         raise ConfigError(f"{run} holds out no photos; train with --split every8 to have some")
@@ -28,18 +44,39 @@ def evaluate_run(run: Path, data: Path | None, images: bool, device: str) -> Ite
         )
     out = run / "eval"
     out.mkdir(exist_ok=True)
-    rows = []
-    yield f"{'photo':32} {'PSNR':>7} {'SSIM':>7}"
-    photos = [scene.images[i] for i in scene.test]
-    for row, frame in evaluate(opened.model, opened.test_cameras(), photos, names, scene.background):
+    rows, stored = [], []
+    yield f"{'photo':32} {'PSNR':>7} {'SSIM':>7}  poses"
+    stems = file_stems(names)
+    for row, frame, words in _measured(opened, [scene.images[i] for i in scene.test], names, scene, poses):
         rows.append(row)
-        yield f"{row.name[-32:]:32} {row.psnr:7.2f} {row.ssim:7.4f}"
+        stored.append(asdict(row) | words)
+        yield f"{row.name[-32:]:32} {row.psnr:7.2f} {row.ssim:7.4f}  {poses}{_told(words)}"
         if images:
-            stem = Path(row.name).stem
+            stem = stems[len(rows) - 1]
             save_rgb(out / f"{stem}_rgb.png", frame["rgb"])
             save_depth(out / f"{stem}_depth.png", frame["depth"])
     mean = {k: sum(getattr(r, k) for r in rows) / len(rows) for k in ("psnr", "ssim")}
-    yield f"{'mean':32} {mean['psnr']:7.2f} {mean['ssim']:7.4f}"
-    yield f"protocol: {PROTOCOL}"
-    result = {"step": opened.step, "protocol": PROTOCOL, "mean": mean, "images": [asdict(r) for r in rows]}
-    (out / "metrics.json").write_text(json.dumps(result, indent=1))
+    yield f"{'mean':32} {mean['psnr']:7.2f} {mean['ssim']:7.4f}  {poses}"
+    yield f"protocol: {PROTOCOLS[poses]}"
+    result = {"step": opened.step, "poses": poses, "protocol": PROTOCOLS[poses], "mean": mean}
+    metrics_file(run, poses).write_text(json.dumps(result | {"images": stored}, indent=1))
+
+
+def _measured(
+    opened: OpenRun, photos: list[Tensor], names: list[str], scene: Scene, poses: str
+) -> Iterator[tuple[ImageMetrics, dict[str, Tensor], dict[str, Any]]]:
+    """Metrics, rendering, and what was done to the pose, for each held-out photo."""
+    if poses != "refine":
+        cameras = held_out_cameras(opened, poses)
+        for row, frame in evaluate(opened.model, cameras, photos, names, scene.background):
+            yield row, frame, {}
+        return
+    for row, frame, refined in evaluate_refined(opened, photos, names, scene.background):
+        yield row, frame, asdict(refined)
+
+
+def _told(words: dict[str, Any]) -> str:
+    if not words:
+        return ""
+    kept = "" if words["halves"] == 2 else f", {2 - words['halves']} of 2 halves kept the aligned pose"
+    return f" (by {words['degrees']:.3g} degrees, {words['world_units']:.3g} world units{kept})"

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import io
 import struct
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from raymarch.apps import palette
 from raymarch.apps.palette import array
+
+
+def file_stems(names: Sequence[str]) -> list[str]:
+    """A different file name, without an ending, for each photo: photos of two folders may share theirs."""
+    plain = [PurePosixPath(name).stem or "photo" for name in names]
+    if len({x.casefold() for x in plain}) == len(plain):
+        return plain
+    found: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        path = PurePosixPath(name)
+        stem = "_".join((*path.parent.parts, path.stem)).replace("/", "").replace("\\", "_") or "photo"
+        unique, i = stem, 2
+        while unique.casefold() in taken:
+            unique, i = f"{stem}_{i}", i + 1
+        taken.add(unique.casefold())
+        found.append(unique)
+    return found
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

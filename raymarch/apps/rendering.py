@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raymarch.apps.images import save_depth, save_exr, save_normals, save_npz, save_rgb
+from raymarch.apps.images import file_stems, save_depth, save_exr, save_normals, save_npz, save_rgb
 from raymarch.config import ConfigError
 from raymarch.data.nerfstudio import read_cameras
 from raymarch.features.pca import Pca, apply, fit_pca
@@ -83,9 +83,9 @@ def _cameras(
 ) -> Iterator[tuple[str, Cameras]]:
     if poses is not None:
         names, cameras = read_cameras(poses, scene.world_from_scene)
-        for i, name in enumerate(names):
+        for i, stem in enumerate(file_stems(names)):
             one = Cameras(*(getattr(cameras, f)[i : i + 1] for f in cameras.__dataclass_fields__))
-            yield Path(name).stem or f"frame_{i:05d}", one
+            yield stem, one
         return
     for view in views or [f"test:{i}" for i in range(len(scene.test))] or ["train:0"]:
         which, _, index = view.partition(":")

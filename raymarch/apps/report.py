@@ -18,8 +18,20 @@ import numpy as np
 
 from raymarch.apps import palette
 from raymarch.apps.charts import before_after_chart, line_chart
+from raymarch.apps.frustums import frustum_chart
 from raymarch.apps.images import png_bytes
-from raymarch.apps.sections import Curve, Legend, Metric, Metrics, Picture, Pictures, PoseErrors, Section
+from raymarch.apps.sections import (
+    Curve,
+    Frustums,
+    Legend,
+    Metric,
+    Metrics,
+    Picture,
+    Pictures,
+    PoseErrors,
+    Section,
+    Table,
+)
 from raymarch.apps.style import STYLE
 
 
@@ -76,6 +88,10 @@ def _section(section: Section, out: Path, written: set[str]) -> str:
         inner = line_chart(section.series, section.x_label, section.y_label, section.log)
     elif isinstance(section, PoseErrors):
         inner = _poses(section)
+    elif isinstance(section, Table):
+        inner = _rows(section)
+    elif isinstance(section, Frustums):
+        inner = frustum_chart(section.before, section.after, section.names, section.marked)
     else:
         inner = "".join(f"<p>{escape(p)}</p>" for p in section.paragraphs) + _facts(section.facts)
     note = getattr(section, "note", "")
@@ -158,6 +174,17 @@ def _poses(section: PoseErrors) -> str:
     )
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
     return f'{table}<div class="pair-of-charts">{rotation}{translation}</div>'
+
+
+def _rows(section: Table) -> str:
+    head = "".join(f"<th>{escape(h)}</th>" for h in section.head)
+    cells = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in section.rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
 
 
 def _spread(before, after):

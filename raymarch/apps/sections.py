@@ -90,7 +90,29 @@ class Text:
     facts: Sequence[tuple[str, object]] = ()
 
 
-Section = Metrics | Pictures | Curve | PoseErrors | Text
+@dataclass(frozen=True)
+class Table:
+    """Rows of words under a head; the first column names the row."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Frustums:
+    """Cameras from above, before and after: poses [C, 3, 4], OpenGL axes."""
+
+    title: str
+    before: object
+    after: object
+    names: Sequence[str]
+    marked: Sequence[int] = ()  # cameras to name in the drawing
+    note: str = ""
+
+
+Section = Metrics | Pictures | Curve | PoseErrors | Table | Frustums | Text
 
 
 def depth_legend(near: float, far: float, scale: str = "inverse", unit: str = "") -> Legend:

@@ -35,10 +35,12 @@ def parse(path: Path, options: Options) -> Scene:
     listing = Listing(
         folder / FILE.format("train"),
         frames,
+        format="Blender (NeRF-synthetic)",
         orientation="none",
         center="none",
         scale="none",
         background="white",
+        depth_unit=1e-3,
         depth_kind="ray",
         notes=notes,
     )

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import math
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from raymarch.data import depth as depths
-from raymarch.data import images
+from raymarch.data import images, store
 from raymarch.data.error import SceneError, some
 from raymarch.data.maps import FeatureMaps, read_feature_maps
 from raymarch.data.scene import Scene
 from raymarch.data.similarity import Similarity
+from raymarch.data.store import Store
 
+MASKS = ("ignore", "empty", "none")
+ALPHAS = ("empty", "ignore", "none")
+DEPTH_KINDS = ("z", "ray")
 Z_DEPTH = ("perspective",)  # lenses for which depth along the axis determines distance along the ray
 
 
@@ -38,6 +46,12 @@ class Options:
     skip_unreadable: bool = False
     threads: int | None = None
     progress: Callable[[int, int], None] | None = None
+    masks: str = "ignore"  # what zero in a mask means: ignore the pixel, nothing is there (empty), or nothing
+    alpha: str = "empty"  # what transparent means: nothing is there, ignore the pixel, or nothing (none)
+    depth_unit: float | None = None
+    depth_kind: str | None = None
+    memory: str | int = "auto"  # auto, memory, disk, or the bytes that photos may take before disk
+    cache: str | Path | None = None  # folder of decoded photos, or "auto"
 
 
 @dataclass(frozen=True)
@@ -65,9 +79,12 @@ class Frame:
     pose: object  # camera to world, [3, 4] or [4, 4], OpenGL axes; checked later
     lens: Lens
     hint: str | None = None  # train, val or test
-    mask: Path | None = None
+    mask: Path | None = None  # zero: as Options.masks says
+    mask_inverted: bool = False  # nonzero instead of zero
+    empty_mask: Path | None = None  # zero: nothing is there
     depth: Path | None = None
     normals: Path | None = None  # the positive part of world normals as colours
+    near_far: tuple[float, float] | None = None  # in units of the poses
 
 
 @dataclass(frozen=True)
@@ -76,13 +93,18 @@ class Listing:
 
     path: Path
     frames: Sequence[Frame]
+    format: str = ""  # in words, for people
+    photos: Path | None = None  # the folder that names are relative to, if there is one
+    resized: bool = False  # photos smaller than stated are no surprise
     orientation: str = "up"
     center: str = "poses"
     scale: str | float = "auto"
     file_from_world: Similarity = field(default_factory=Similarity)
     background: str = "none"
-    depth_unit: float = 1e-3  # of one step in a depth file, in units of the poses
+    depth_unit: float | None = None  # world units in one step of a depth file; None: by its numbers
     depth_kind: str = "z"  # or "ray"
+    points: np.ndarray | None = None  # [P, 3] in the frame of the poses
+    problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -101,14 +123,25 @@ class Loaded:
 
 def assemble(listing: Listing, options: Options) -> Scene:
     """Decode every frame that has an image, and build the checked Scene."""
-    problems: list[str] = []
-    kept = _frames_with_images(listing, problems)
-    _all_or_none(kept, "mask")
-    loaded = _decode(kept, listing, options, problems)
+    from raymarch.data.beside import with_neighbours  # it builds on this file
+
+    _check(options)
+    problems, notes = list(listing.problems), list(listing.notes)
+    kept = with_neighbours(_frames_with_images(listing, problems), listing.photos, notes)
+    for what in ("mask", "depth", "empty_mask"):
+        _all_or_none(kept, what, listing)
+    _named_twice(kept, problems)
+    kept, factor = _ready_made(kept, listing.photos, options.downscale, notes)
+    listing = replace(listing, resized=listing.resized or factor != options.downscale)
+    where = _store(kept, options, factor, notes)
+    options = replace(options, downscale=factor)
+    loaded = _decode(kept, listing, options, where, problems)
     problems += [x.problem for x in loaded if x.problem]
     names = [x.frame.name for x in loaded]
-    return Scene.from_arrays(
-        [x.pixels for x in loaded],
+    pixels = _one_channel_count(loaded, where)
+    empties = options.masks != "none" and any(_empty_mask(x.frame, options) for x in loaded)
+    scene = Scene.from_arrays(
+        pixels,
         np.stack([x.intrinsics for x in loaded]),
         [x.frame.pose for x in loaded],
         names=names,
@@ -116,7 +149,7 @@ def assemble(listing: Listing, options: Options) -> Scene:
         lens=[x.frame.lens.model for x in loaded],
         features=_features(options.features, names),
         masks=[x.mask for x in loaded],
-        depths=[x.depth for x in loaded],
+        depths=None if where.mapped else [x.depth for x in loaded],
         normals=[x.normals for x in loaded],
         normals_positive_only=any(x.normals is not None for x in loaded),
         orientation=options.orientation or listing.orientation,
@@ -124,11 +157,54 @@ def assemble(listing: Listing, options: Options) -> Scene:
         scale=listing.scale if options.scale is None else options.scale,
         split=options.split,
         hints=[x.frame.hint for x in loaded],
-        background=listing.background,
+        background="random" if empties and listing.background == "none" else listing.background,
         file_from_world=listing.file_from_world,
         problems=tuple(problems),
-        notes=listing.notes,
+        notes=tuple(notes),
     )
+    return _with_extras(scene, listing, loaded, where)
+
+
+def _with_extras(scene: Scene, listing: Listing, loaded: list[Loaded], where: Store) -> Scene:
+    """What from_arrays does not take: the format, points, bounds, and depths that are mapped from disk."""
+    per_file_unit = 1 / (scene.world_from_scene.scale * listing.file_from_world.scale)
+    points = None
+    if listing.points is not None and len(listing.points):
+        world = listing.file_from_world.invert().apply(torch.from_numpy(listing.points))
+        points = scene.world_from_scene.invert().apply(world).float()
+    bounds: Tensor | None = None
+    if all(x.frame.near_far is not None for x in loaded):
+        bounds = torch.tensor([x.frame.near_far for x in loaded], dtype=torch.float64) * per_file_unit
+        bounds = bounds.float()
+    depths = scene.depths
+    if where.mapped and any(x.depth is not None for x in loaded):
+        depths = tuple(_scaled(x, per_file_unit, where) for x in loaded)
+    return replace(scene, format=listing.format, points=points, near_far=bounds, depths=depths)
+
+
+def _scaled(x: Loaded, factor: float, where: Store) -> Tensor | None:
+    if x.depth is None or x.frame.depth is None:
+        return None
+    depth = x.depth
+    made_of = ["scene depth", str(depth.filename), factor]  # type: ignore[attr-defined]
+    return torch.from_numpy(where.array(made_of, lambda: depth * np.float32(factor)))
+
+
+def _check(options: Options) -> None:
+    for what, value, known in (("masks", options.masks, MASKS), ("alpha", options.alpha, ALPHAS)):
+        if value not in known:
+            raise SceneError(f"{what} must be one of {', '.join(known)}, not {value!r}")
+    if options.depth_kind not in (None, *DEPTH_KINDS):
+        raise SceneError(f"depth_kind must be one of {', '.join(DEPTH_KINDS)}, not {options.depth_kind!r}")
+    unit = options.depth_unit
+    if unit is not None and (isinstance(unit, bool) or not 0 < unit < math.inf):
+        raise SceneError(f"depth_unit must be a positive number, not {unit!r}")
+    if isinstance(options.memory, bool) or (
+        options.memory not in store.PLACES and not (isinstance(options.memory, int) and options.memory > 0)
+    ):
+        raise SceneError(
+            f"memory must be {', '.join(store.PLACES)} or a number of bytes, not {options.memory!r}"
+        )
 
 
 def _frames_with_images(listing: Listing, problems: list[str]) -> list[Frame]:
@@ -145,17 +221,86 @@ def _frames_with_images(listing: Listing, problems: list[str]) -> list[Frame]:
     return sorted(kept, key=lambda frame: frame.image.parts if frame.image else ())
 
 
-def _all_or_none(frames: list[Frame], what: str) -> None:
+def _all_or_none(frames: list[Frame], what: str, listing: Listing) -> None:
+    """A file that names masks for some frames only has most likely lost some."""
     without = [frame.name for frame in frames if getattr(frame, what) is None]
-    if without and len(without) < len(frames):
+    named = any(getattr(frame, what) is not None for frame in listing.frames)
+    if what == "depth":  # truth for held-out views alone is common
+        return
+    if named and without and len(without) < len(frames):
         raise SceneError(f"either every frame has a {what} or none: {some(without)} has none")
 
 
-def _decode(frames: list[Frame], listing: Listing, options: Options, problems: list[str]) -> list[Loaded]:
+def _named_twice(frames: list[Frame], problems: list[str]) -> None:
+    counts = Counter(frame.image for frame in frames)
+    if twice := [frame.name for frame in frames if counts[frame.image] > 1]:
+        problems.append(f"{len(twice)} frames share their photos with other frames: {some(twice)}")
+
+
+def _ready_made(
+    frames: list[Frame], photos: Path | None, downscale: float, notes: list[str]
+) -> tuple[list[Frame], float]:
+    """Smaller copies that the user made, images_4 for --downscale 4, if there is one of every photo."""
+    if downscale < 2 or downscale != int(downscale):
+        return frames, downscale
+    found = []
+    for frame in frames:
+        assert frame.image is not None
+        root = photos or frame.image.parent
+        if root not in frame.image.parents or "_" in root.name:
+            return frames, downscale
+        copy = root.with_name(f"{root.name}_{int(downscale)}") / frame.image.relative_to(root)
+        names = [copy.name, copy.stem + ".png", copy.stem + ".jpg"]
+        there = next((copy.with_name(x) for x in names if is_file(copy.with_name(x))), None)
+        if there is None:
+            return frames, downscale
+        found.append(replace(frame, image=there))
+    assert found[0].image is not None
+    notes.append(f"photos are read from the smaller copies in {found[0].image.parent}")
+    return found, 1
+
+
+def _store(frames: list[Frame], options: Options, factor: float, notes: list[str]) -> Store:
+    """In memory where everything fits into half of what is free, else mapped from files."""
+    total, free = _bytes(frames, options, factor), store.free_memory()
+    limit = options.memory if isinstance(options.memory, int) else store.SHARE * free
+    mapped = options.memory == "disk" or (options.memory != "memory" and total > limit)
+    folder = options.cache
+    if folder is None and not mapped:
+        return Store()
+    folder = store.default_folder() if folder in (None, "auto") else Path(folder).expanduser()  # type: ignore[arg-type]
+    if not mapped and factor == 1:  # decoding is all there is to save, and it takes less room than its result
+        return Store()
+    if mapped:
+        sizes = f"{total / 1e9:.3g} GB of {free / 1e9:.3g} GB free memory"
+        notes.append(f"photos take about {sizes}: they are mapped from files in {folder}")
+    else:
+        notes.append(f"downscaled photos are kept in {folder}")
+    return Store(folder, mapped)
+
+
+def _bytes(frames: list[Frame], options: Options, factor: float) -> float:
+    """About what the decoded photos take."""
+    per_pixel = 4 + any(frame.mask for frame in frames) + 4 * any(frame.depth for frame in frames)
+    total = 0.0
+    for frame in frames:
+        width, height = frame.lens.width, frame.lens.height
+        if (not width or not height) and frame.image is not None:
+            try:
+                width, height = images.photo_size(frame.image)
+            except SceneError:  # named when it is decoded
+                continue
+        total += (width or 0) * (height or 0) * per_pixel / factor**2
+    return total
+
+
+def _decode(
+    frames: list[Frame], listing: Listing, options: Options, where: Store, problems: list[str]
+) -> list[Loaded]:
     loaded: list[Loaded] = []
     pool = ThreadPoolExecutor(options.threads or min(16, os.cpu_count() or 1))
     try:
-        waiting = [pool.submit(_load, frame, listing, options.downscale) for frame in frames]
+        waiting = [pool.submit(_load, frame, listing, options, where) for frame in frames]
         for done, (frame, future) in enumerate(zip(frames, waiting, strict=True), start=1):
             try:
                 loaded.append(future.result())
@@ -176,30 +321,110 @@ class UnreadableImage(SceneError):
     """The photo of a frame cannot be decoded; `skip_unreadable` goes on without it."""
 
 
-def _load(frame: Frame, listing: Listing, downscale: float) -> Loaded:
+def _load(frame: Frame, listing: Listing, options: Options, where: Store) -> Loaded:
     assert frame.image is not None
+    path, downscale = frame.image, options.downscale
+    photo_id = [store.identity(path), float(downscale)]
     try:
-        photo = images.read_photo(frame.image, downscale)
+        width, height, turned = images.photo_facts(path)
+        pixels = where.array([*photo_id, "photo"], lambda: images.read_photo(path, downscale).pixels)
     except SceneError as error:
         raise UnreadableImage(str(error)) from None
-    numbers, problem = fit(frame.lens, photo, frame.name)
+    numbers, problem = fit(frame.lens, width, height, turned, frame.name)
     numbers = numbers / downscale
 
-    def beside(path: Path | None, read: Callable[[Path], np.ndarray], what: str) -> np.ndarray | None:
-        if path is None:
-            return None
-        values = read(path)
-        if values.shape[:2] != (photo.height, photo.width):
-            raise SceneError(f"the {what} {path} has {values.shape[1]} x {values.shape[0]} pixels, "
-                             f"its image {photo.width} x {photo.height}")  # fmt: skip
-        return images.shrink_nearest(values, downscale)
+    def beside(file: Path, read: Callable[[Path], np.ndarray], what: str) -> np.ndarray:
+        values = read(file)
+        size = (values.shape[1], values.shape[0])
+        if size == (width, height):
+            return images.shrink_nearest(values, downscale)
+        if listing.resized and size == (frame.lens.width, frame.lens.height):
+            return images.nearest(values, pixels.shape[1], pixels.shape[0])
+        raise SceneError(f"the {what} {file} has {size[0]} x {size[1]} pixels, its image {width} x {height}")
 
-    mask = beside(frame.mask, images.read_mask, "mask")
-    depth = beside(frame.depth, images.read_numbers, "depth map")
-    if depth is not None:
-        depth = _ray_depth(depth * np.float32(listing.depth_unit), frame, numbers, listing.depth_kind)
-    normals = beside(frame.normals, images.read_positive_normals, "normal map")
-    return Loaded(frame, photo.pixels, numbers, mask, depth, normals, problem)
+    mask = None
+    if (file := _ignore_mask(frame, options)) is not None:
+        made_of = [*photo_id, "mask", store.identity(file), frame.mask_inverted]
+        mask = where.array(made_of, lambda: beside(file, images.read_mask, "mask") ^ frame.mask_inverted)
+    if pixels.shape[2] == 4 and options.alpha != "empty":
+        clear, given = pixels, mask
+        pixels = where.array([*photo_id, "photo without alpha"], lambda: clear[:, :, :3].copy())
+        if options.alpha == "ignore":
+            made_of = [
+                *photo_id,
+                "opaque",
+                frame.mask_inverted,
+                *(map(store.identity, [file] if file else [])),
+            ]
+            mask = where.array(made_of, lambda: opaque(clear, given))
+    if (empty := _empty_mask(frame, options)) is not None:
+        turn = frame.mask_inverted and empty == frame.mask
+        solid, made_of = pixels, [*photo_id, "photo with empty", store.identity(empty), turn, options.alpha]
+        pixels = where.array(made_of, lambda: emptied(solid, beside(empty, images.read_mask, "mask") ^ turn))
+    depth = None
+    if (distances := frame.depth) is not None:
+        kind, unit = options.depth_kind or listing.depth_kind, options.depth_unit or listing.depth_unit
+        applied = np.float32(listing.file_from_world.scale)  # files are in world units, poses may not be
+        made_of = [
+            *photo_id,
+            "depth",
+            store.identity(distances),
+            kind,
+            unit,
+            float(applied),
+            numbers.tolist(),
+            repr(frame.lens),
+        ]
+        depth = where.array(
+            made_of,
+            lambda: _ray_depth(
+                applied * beside(distances, lambda x: read_depth(x, unit), "depth map"), frame, numbers, kind
+            ),
+        )
+    normals = None
+    if frame.normals is not None:
+        normals = beside(frame.normals, images.read_positive_normals, "normal map")
+    return Loaded(frame, pixels, numbers, mask, depth, normals, None if listing.resized else problem)
+
+
+def _ignore_mask(frame: Frame, options: Options) -> Path | None:
+    return frame.mask if options.masks == "ignore" else None
+
+
+def _empty_mask(frame: Frame, options: Options) -> Path | None:
+    if options.masks == "none":
+        return None
+    return frame.empty_mask or (frame.mask if options.masks == "empty" else None)
+
+
+def emptied(pixels: np.ndarray, solid: np.ndarray) -> np.ndarray:
+    """Photos [h, w, 3 or 4] with alpha 0 wherever `solid` [h, w] is false."""
+    alpha = pixels[:, :, 3:] if pixels.shape[2] == 4 else np.full((*pixels.shape[:2], 1), 255, np.uint8)
+    return np.concatenate([pixels[:, :, :3], np.where(solid[:, :, None], alpha, np.uint8(0))], axis=2)
+
+
+def opaque(pixels: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Where alpha is full and the mask, if there is one, keeps the pixel."""
+    full = pixels[:, :, 3] == 255
+    return full if mask is None else full & mask
+
+
+def _one_channel_count(loaded: list[Loaded], where: Store) -> list[np.ndarray]:
+    """Photos as they are, or all with alpha if one has it (mapped ones, which from_arrays would copy)."""
+    if not where.mapped or len({x.pixels.shape[2] for x in loaded}) == 1:
+        return [x.pixels for x in loaded]
+    return [x.pixels if x.pixels.shape[2] == 4 else _with_alpha(x, where) for x in loaded]
+
+
+def _with_alpha(x: Loaded, where: Store) -> np.ndarray:
+    made_of = ["photo with alpha", str(x.pixels.filename)]  # type: ignore[attr-defined]
+    return where.array(made_of, lambda: emptied(x.pixels, np.ones(x.pixels.shape[:2], dtype=bool)))
+
+
+def read_depth(path: Path, unit: float | None) -> np.ndarray:
+    """[h, w] float32 in world units. Without a unit: 1/1000 for whole numbers, 1 for others."""
+    values, kind = images.numbers_and_kind(path)
+    return values * np.float32(unit if unit is not None else 1.0 if kind == "f" else 1e-3)
 
 
 def _ray_depth(depth: np.ndarray, frame: Frame, numbers: np.ndarray, kind: str) -> np.ndarray:
@@ -213,17 +438,17 @@ def _ray_depth(depth: np.ndarray, frame: Frame, numbers: np.ndarray, kind: str) 
     return depths.ray_distance(depth, numbers, twelve(frame.lens.distortion))
 
 
-def fit(lens: Lens, photo: images.Photo, name: str) -> tuple[np.ndarray, str | None]:
-    """fx, fy, cx, cy for an image as it is in its file, and a sentence where that is not the size stated."""
-    width, height = lens.width or photo.width, lens.height or photo.height
-    stated = np.array(intrinsics(lens, width, height, name))
-    if (width, height) == (photo.width, photo.height):
+def fit(lens: Lens, width: int, height: int, turned: bool, name: str) -> tuple[np.ndarray, str | None]:
+    """fx, fy, cx, cy for an image of the size in its file, and a sentence where another was stated."""
+    wide, high = lens.width or width, lens.height or height
+    stated = np.array(intrinsics(lens, wide, high, name))
+    if (wide, high) == (width, height):
         return stated, None
-    sizes = f"the file says {width} x {height} pixels, the image has {photo.width} x {photo.height}"
-    across, down = photo.width / width, photo.height / height
-    if abs(across * height - photo.height) > 1 and abs(down * width - photo.width) > 1:
-        turned = "; its EXIF data ask for a turn, which is not applied" if photo.turned else ""
-        raise SceneError(f"{name}: {sizes}, which is not the same picture scaled{turned}")
+    sizes = f"the file says {wide} x {high} pixels, the image has {width} x {height}"
+    across, down = width / wide, height / high
+    if abs(across * high - height) > 1 and abs(down * wide - width) > 1:
+        exif = "; its EXIF data ask for a turn, which is not applied" if turned else ""
+        raise SceneError(f"{name}: {sizes}, which is not the same picture scaled{exif}")
     return stated * (across, down, across, down), f"{name}: {sizes}; its intrinsics were scaled to fit"
 
 
@@ -256,3 +481,16 @@ def twelve(terms: Sequence[float]) -> np.ndarray:
 
 def _features(features, names: list[str]) -> FeatureMaps | object:
     return read_feature_maps(features, names) if isinstance(features, (str, Path)) else features
+
+
+def spellings(name: str) -> list[str]:
+    """A name as it is, and with accents composed or apart: a Mac writes them one way, others another."""
+    return list(dict.fromkeys([name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]))
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; names that no file can have are none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

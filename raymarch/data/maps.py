@@ -28,6 +28,11 @@ class FeatureMaps:
     mode: str = "nearest"  # how a pixel reads them
 
     @property
+    def heads(self) -> tuple[FeatureMaps, ...]:
+        """These maps, one per head."""
+        return (self,)
+
+    @property
     def width(self) -> int:
         """D"""
         return self.maps[0].shape[2]

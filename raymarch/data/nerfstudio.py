@@ -15,7 +15,17 @@ import torch
 
 from raymarch.data import arrays
 from raymarch.data.error import SceneError
-from raymarch.data.frames import Frame, Lens, Listing, Options, assemble, intrinsics, twelve
+from raymarch.data.frames import (
+    DEPTH_KINDS,
+    Frame,
+    Lens,
+    Listing,
+    Options,
+    assemble,
+    intrinsics,
+    spellings,
+    twelve,
+)
 from raymarch.data.images import SUFFIXES, photo_size
 from raymarch.data.normalise import ORIENTATIONS
 from raymarch.data.scene import Scene
@@ -106,29 +116,65 @@ def listing(path: Path) -> Listing:
     meta = read_json(path)
     frames = frame_list(meta, path)
     notes = tuple(f"{key} ({why}) in {path.name} is not used" for key, why in IGNORED.items() if key in meta)
-    found = Listing(path, frames, file_from_world=_applied(meta, path), notes=notes)
-    if "depth_unit_scale_factor" in meta:
-        unit = number(meta, "depth_unit_scale_factor", path.name)
-        if not unit or unit < 0:
-            raise SceneError(f"depth_unit_scale_factor in {path.name} must be positive")
-        found = replace(found, depth_unit=unit)
+    words = sorted({frame.lens.model for frame in frames})
+    found = Listing(
+        path,
+        frames,
+        format=f"{path.name} of nerfstudio or instant-ngp ({', '.join(words)})",
+        photos=_photo_root(frames, path.parent),
+        file_from_world=_applied(meta, path),
+        depth_unit=1e-3,
+        notes=notes,
+    )
+    for key in ("depth_unit_scale_factor", "integer_depth_scale"):
+        if key in meta:
+            unit = number(meta, key, path.name)
+            if not unit or unit < 0:
+                raise SceneError(f"{key} in {path.name} must be positive")
+            found = replace(found, depth_unit=unit)
+    if "depth_kind" in meta:
+        if meta["depth_kind"] not in DEPTH_KINDS:
+            raise SceneError(f"depth_kind in {path.name} must be one of {', '.join(DEPTH_KINDS)}, "
+                             f"not {meta['depth_kind']!r:.80}")  # fmt: skip
+        found = replace(found, depth_kind=meta["depth_kind"])
     if "orientation_override" in meta:
         word = meta["orientation_override"]
-        if word not in ORIENTATIONS:
+        if not isinstance(word, str) or word not in ORIENTATIONS:
             raise SceneError(f"orientation_override in {path.name} must be one of {', '.join(ORIENTATIONS)}, "
-                             f"not {word!r}")  # fmt: skip
+                             f"not {word!r:.80}")  # fmt: skip
         found = replace(found, orientation=word)
     return found
+
+
+def _photo_root(frames: Sequence[Frame], folder: Path) -> Path | None:
+    """The folder beside the file that all photos lie below, images/ say."""
+    found = set()
+    for frame in frames:
+        if frame.image is not None:
+            top = folder.resolve()
+            if top not in frame.image.parents or frame.image.parent == top:
+                return None
+            found.add(top / frame.image.relative_to(top).parts[0])
+    return found.pop() if len(found) == 1 else None
 
 
 def read_json(path: Path) -> dict:
     """The object in a JSON file. SceneError gives the place where the file breaks."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = path.read_bytes()
+    except OSError as error:
+        raise SceneError(f"{path} cannot be read as JSON: {error}") from None
+    return json_object(data, path)
+
+
+def json_object(data: bytes, path: Path) -> dict:
+    """The object in the bytes of a JSON file, which `path` names in messages."""
+    try:
+        values = json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise SceneError(f"{path} is not valid JSON: {place}: {error.msg}") from None
-    except (OSError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise SceneError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise SceneError(f"{path} holds a JSON {type(values).__name__}, not an object with frames")
@@ -165,12 +211,17 @@ def _frame(entry: dict, meta: dict, path: Path, splits: dict[str, str], hint: st
         lens=read_lens({**meta, **entry}, stated),
         hint=hint if hint in ("train", "val", "test") else None,
         mask=_file(entry, ("mask_path",), path, image),
+        empty_mask=_file(entry, ("empty_mask_path",), path, image),
         depth=_file(entry, ("depth_file_path", "depth_path"), path, image),
     )
 
 
 def find_image(folder: Path, stated: str) -> Path | None:
     """The file that file_path means, with an extension added where it has none; None where there is none."""
+    return next((x for name in spellings(stated) if (x := _image(folder, name)) is not None), None)
+
+
+def _image(folder: Path, stated: str) -> Path | None:
     try:
         path = (folder / stated).resolve()
         if not path.is_file() and "\\" in stated:  # written on Windows

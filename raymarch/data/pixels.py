@@ -8,6 +8,7 @@ feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,14 @@ from raymarch.data.error import SceneError
 from raymarch.data.scene import Scene
 from raymarch.types import Cameras, Pixels
 
+SHARE = 0.6  # of a GPU's free memory that photos and features may take; the rest is for training
 
-class PixelSource:
-    """The photos `indices` of a scene on one device. Camera numbers are positions in `indices`."""
+
+class Source:
+    """Photos `indices` of a scene, to draw from on a device. Camera numbers are positions in `indices`."""
+
+    feature_width = 0  # D, of all heads together, or 0 without features
+    depth: Tensor | None = None  # distances on the device, where there are any
 
     def __init__(
         self, scene: Scene, indices: Sequence[int] | None = None, device: torch.device | str = "cpu"
@@ -32,6 +38,44 @@ class PixelSource:
         photos = [scene.images[i] for i in chosen]
         self.channels = photos[0].shape[2]
         self._sizes = [(x.shape[1], x.shape[0]) for x in photos]
+        if scene.features is not None:
+            self.feature_width = sum(head.width for head in scene.features.heads)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held on the device."""
+        raise NotImplementedError
+
+    def prepare(self, step: int) -> None:
+        """Called before every step of training, on the stream that trains."""
+
+    def draw(self, counter: Tensor, count: int, stream: int = 0) -> Pixels:
+        """`count` pixels drawn uniformly, with replacement, over all pixels (or those the masks keep).
+
+        counter: [2] int64 on this device, (seed, step): equal counters give equal pixels on every device.
+        """
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        """Where the photos lie, in a few words."""
+        raise NotImplementedError
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Width and height of photo i, without waiting for the device."""
+        if not 0 <= i < len(self.indices):
+            raise IndexError(f"photo {i} of a source of {len(self.indices)}")
+        return self._sizes[i]
+
+
+class PixelSource(Source):
+    """All of the photos on the device."""
+
+    def __init__(
+        self, scene: Scene, indices: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ):
+        super().__init__(scene, indices, device)
+        chosen = self.indices
+        photos = [scene.images[i] for i in chosen]
         counts = torch.tensor([0] + [x.shape[0] * x.shape[1] for x in photos], dtype=torch.int64)
         self._starts = counts.cumsum(0).tolist()  # on the host, for `image`
         self.starts = torch.tensor(self._starts, device=self.device)  # [C + 1] cumulative pixel counts
@@ -47,13 +91,7 @@ class PixelSource:
             self.feature_mode = scene.features.mode
 
     @property
-    def feature_width(self) -> int:
-        """D, or 0 without features."""
-        return 0 if self.features is None else self.features.shape[1]
-
-    @property
     def bytes(self) -> int:
-        """Memory held on the device."""
         held = (self.images, self.valid, self.depth, self.features)
         return sum(x.numel() * x.element_size() for x in held if x is not None)
 
@@ -62,8 +100,17 @@ class PixelSource:
 
         counter: [2] int64 on this device, (seed, step): equal counters give equal pixels on every device.
         """
+        from raymarch.ops.fused import draw_truth
         from raymarch.ops.pixels import draw_pixels, gather_pixels
 
+        if self.depth is None:
+            maps: dict[str, Any] = {}
+            if self.features is not None:
+                maps = {"maps": self.features, "map_starts": self.map_starts, "map_size": self.map_sizes}
+                maps["mode"] = self.feature_mode
+            where = (counter, self.starts, self.widths, self.images, self.channels, count, self.cameras.size)
+            camera, xy, rgb, feature = draw_truth(*where, self.valid, stream=stream, **maps)
+            return Pixels(camera, xy, rgb, feature)
         camera, xy, index = draw_pixels(counter, self.starts, self.widths, count, stream, self.valid)
         rgb = gather_pixels(self.images, index, self.channels)
         depth = None if self.depth is None else self.depth.index_select(0, index)
@@ -82,11 +129,8 @@ class PixelSource:
         depth = None if self.depth is None else self.depth[first:last]
         return Pixels(camera, xy, rgb, self._features_at(camera, xy) if features else None, depth)
 
-    def size(self, i: int) -> tuple[int, int]:
-        """Width and height of photo i, without waiting for the device."""
-        if not 0 <= i < len(self.indices):
-            raise IndexError(f"photo {i} of a source of {len(self.indices)}")
-        return self._sizes[i]
+    def summary(self) -> str:
+        return f"all {len(self.indices)} photos lie on {self.device} ({self.bytes / 1e9:.3g} GB)"
 
     def _features_at(self, camera: Tensor, xy: Tensor) -> Tensor | None:
         if self.features is None:
@@ -106,7 +150,7 @@ def bytes_needed(scene: Scene, indices: Sequence[int]) -> int:
     if scene.depths is not None and any(scene.depths[i] is not None for i in chosen):
         total += sum(4 * scene.images[i][:, :, 0].numel() for i in chosen)
     if scene.masks is not None and any(scene.masks[i] is not None for i in chosen):
-        total += sum(8 * int(_mask(scene, i).sum()) for i in chosen)
+        total += sum(8 * int(mask_of(scene, i).sum()) for i in chosen)
     return total
 
 
@@ -135,7 +179,7 @@ def _flat(parts: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> 
     return whole
 
 
-def _mask(scene: Scene, i: int) -> Tensor:
+def mask_of(scene: Scene, i: int) -> Tensor:
     mask = scene.masks[i] if scene.masks is not None else None
     return torch.ones(scene.images[i].shape[:2], dtype=torch.bool) if mask is None else mask
 
@@ -143,7 +187,7 @@ def _mask(scene: Scene, i: int) -> Tensor:
 def _valid(scene: Scene, chosen: tuple[int, ...], starts: list[int], device: torch.device) -> Tensor | None:
     if scene.masks is None or all(scene.masks[i] is None for i in chosen):
         return None
-    kept = [_mask(scene, i).reshape(-1).nonzero()[:, 0] for i in chosen]
+    kept = [mask_of(scene, i).reshape(-1).nonzero()[:, 0] for i in chosen]
     valid = torch.cat([pixels + start for pixels, start in zip(kept, starts[:-1], strict=True)])
     if not len(valid):
         raise SceneError(f"the masks keep no pixel of the {len(chosen)} photos chosen")

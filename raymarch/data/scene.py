@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from raymarch.data import arrays
-from raymarch.data.error import SceneError
+from raymarch.data.error import SceneError, some
 from raymarch.data.maps import FeatureMaps, feature_maps
 from raymarch.data.normalise import normalise
 from raymarch.data.similarity import Similarity
@@ -31,8 +31,10 @@ __all__ = ["FORMATS", "Scene", "SceneError", "describe", "load"]
 FORMATS = (
     "raymarch.data.blender",
     "raymarch.data.nerfstudio",
+    "raymarch.data.colmap",
+    "raymarch.data.llff",
 )
-BACKGROUNDS = ("none", "white", "black")
+BACKGROUNDS = ("none", "white", "black", "random")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,12 @@ class Scene:
     world_from_scene: Similarity = Similarity()  # noqa: RUF009 - frozen
     problems: tuple[str, ...] = ()  # what was wrong in the input and how it was met
     notes: tuple[str, ...] = ()  # harmless: what was left out on purpose
-    background: str = "none"  # behind transparent pixels: white, black, or none where photos have no alpha
+    background: str = (
+        "none"  # behind transparent pixels: white, black, random, or none (black where alpha is)
+    )
+    points: Tensor | None = None  # [P, 3] float32 of the surface, scene frame, where a format has them
+    near_far: Tensor | None = None  # [N, 2] float32 depths that matter, scene units, where a format has them
+    format: str = "arrays"  # what the scene was read from, in words
 
     @classmethod
     def from_arrays(
@@ -148,21 +155,36 @@ def load(
     skip_unreadable: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    masks: str = "ignore",
+    alpha: str = "empty",
+    depth_unit: float | None = None,
+    depth_kind: str | None = None,
+    memory: str | int = "auto",
+    cache: str | Path | None = None,
 ) -> Scene:
     """Read a scene from disk; the format is recognised by what the folder (or the json file) holds.
 
     downscale: average photos over squares of so many pixels; intrinsics follow. split, orientation, center,
     scale: as in Scene.from_arrays; None is the format's own choice (nerfstudio: up, poses, auto; Blender: its
     frame as it is, split by file). features: the path of a .npz, or what from_arrays takes. skip_unreadable:
-    report images that cannot be decoded and go on. progress(done, total) is called as photos arrive. Raises
-    SceneError.
+    report images that cannot be decoded and go on. progress(done, total) is called as photos arrive.
+
+    masks: what zero in a mask means. ignore: the pixel is never drawn; empty: nothing is there, so opacity
+    should be zero; none: masks are not used. alpha: the same for transparent pixels. depth_unit, depth_kind
+    (z or ray): how depth maps are to be read. memory: auto (photos are mapped from files where they take more
+    than half of the free memory), memory, disk, or the bytes they may take. cache: folder for decoded photos
+    that were downscaled or are mapped; auto is the user's cache folder. docs/data.md says more.
+    Raises SceneError.
     """
     from raymarch.data.frames import Options  # frames builds on this file
 
     factor = 1 if downscale is None else downscale
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not (1 <= factor < math.inf):
         raise SceneError(f"downscale must be a number of at least 1, not {downscale!r}")
-    options = Options(factor, split, orientation, center, scale, features, skip_unreadable, threads, progress)
+    options = Options(
+        factor, split, orientation, center, scale, features, skip_unreadable, threads, progress,
+        masks=masks, alpha=alpha, depth_unit=depth_unit, depth_kind=depth_kind, memory=memory, cache=cache,
+    )  # fmt: skip
     found = Path(path).expanduser()
     return _format_of(found).parse(found, options)
 
@@ -183,7 +205,7 @@ def _format_of(path: Path) -> ModuleType:
 
 
 def describe(scene: Scene) -> str:
-    """A few lines for people: photos, cameras, bounds, split, what is attached and what was wrong."""
+    """A few lines for people: format, photos, cameras, bounds, split, what is attached and what was wrong."""
     cameras = scene.cameras
     counts = Counter(tuple(size) for size in cameras.size.tolist())
     sizes = [f"{n} of {w} x {h}" for (w, h), n in counts.most_common(4)]
@@ -193,8 +215,10 @@ def describe(scene: Scene) -> str:
     positions = cameras.camera_to_worlds[:, :, 3]
     world = scene.world_from_scene.apply(positions.double())
     lines = [
+        f"format    {scene.format}",
         f"photos    {len(scene.images)} ({', '.join(sizes)}{more}), {scene.images[0].shape[2]} channels",
-        f"split     {len(scene.train)} to train on, {len(scene.test)} held out",
+        f"split     {len(scene.train)} to train on, {len(scene.test)} held out"
+        + (f": {some([scene.names[i] for i in scene.test], 4)}" if scene.test else ""),
         f"lens      {', '.join(f'{n} {word}' for word, n in lenses.items())}"
         f"{', with distortion' if cameras.distortion.any() else ''}, focal length {_range(focal)} pixels",
         f"cameras   scene frame {_box(positions)}; world {_box(world)}",
@@ -216,12 +240,38 @@ def _attached(scene: Scene) -> dict[str, str]:
         found["features"] = f"{scene.features.kind}, {size}, {scene.features.mode}"
     if scene.masks is not None:
         given = [x for x in scene.masks if x is not None]
-        share = sum(int(x.sum()) for x in given) / sum(x.numel() for x in given)
-        found["masks"] = f"keep {share:.1%} of the pixels"
-    for word, truth in (("depths", scene.depths), ("normals", scene.normals)):
-        if truth is not None:
-            found[word] = f"for {sum(x is not None for x in truth)} photos"
+        total = sum(x.numel() for x in given)
+        drop = total - sum(int(x.sum()) for x in given)
+        found["ignored"] = f"{_share(drop, total)} of {len(given)} photos, by masks: never drawn"
+    if scene.images[0].shape[2] == 4:
+        total = sum(x[:, :, 3].numel() for x in scene.images)
+        clear = sum(int((x[:, :, 3] == 0).sum()) for x in scene.images)
+        found["empty"] = f"{_share(clear, total)}: alpha is zero, nothing is there"
+    if scene.depths is not None:
+        known = [x[x > 0] for x in scene.depths if x is not None]
+        total = sum(x.numel() for x in scene.depths if x is not None)
+        count, scale = sum(len(x) for x in known), scene.world_from_scene.scale
+        reach = torch.tensor([(float(x.min()), float(x.max())) for x in known if len(x)]) * scale
+        span = f", {reach.min():.4g} to {reach.max():.4g} world units" if len(reach) else ""
+        found["depths"] = f"for {len(known)} photos, {_share(count, total)} known{span}, along the ray"
+    if scene.normals is not None:
+        found["normals"] = f"for {sum(x is not None for x in scene.normals)} photos"
+    if scene.near_far is not None:
+        near, far = (scene.near_far * scene.world_from_scene.scale).T
+        found["bounds"] = f"near {_range(near)}, far {_range(far)} in the world"
+    if scene.points is not None:
+        world = scene.world_from_scene.apply(scene.points.double())
+        found["points"] = f"{len(world)} of the surface; nine of ten in world {_middle(world)}"
     return found
+
+
+def _share(part: int, total: int) -> str:
+    return f"{part} pixels ({part / max(total, 1):.1%})"
+
+
+def _middle(points: Tensor) -> str:
+    ends = torch.from_numpy(np.quantile(points.numpy(), [0.05, 0.95], axis=0))
+    return _box(ends)
 
 
 def _range(values: Tensor) -> str:
@@ -273,4 +323,4 @@ def _masks(masks: list | None, train: Sequence[int]) -> tuple[Tensor | None, ...
         return None
     if not any(masks[i] is None or np.any(masks[i]) for i in train):
         raise SceneError("the masks keep no pixel of any image to train on")
-    return tuple(None if x is None else torch.from_numpy(x != 0) for x in masks)
+    return tuple(None if x is None else torch.from_numpy(x if x.dtype == bool else x != 0) for x in masks)

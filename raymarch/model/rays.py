@@ -24,7 +24,7 @@ class RaysConfig:
 
 
 @lru_cache(maxsize=16)
-def _box_on(box: tuple[float, ...], device: torch.device) -> Tensor:
+def box_on(box: tuple[float, ...], device: torch.device) -> Tensor:
     """The box on a device, kept: a captured step must not copy from the host."""
     if len(box) != 6 or any(low >= high for low, high in zip(box[:3], box[3:], strict=False)):
         raise ValueError(f"rays: box is {box}, expected six numbers, the low corner and then the high one")
@@ -42,7 +42,7 @@ def span(origins: Tensor, directions: Tensor, config: RaysConfig, train: bool) -
     near, far = (origins.new_full((origins.shape[0],), x) for x in (plane, config.far))
     if config.box is None:
         return near, far
-    enters, leaves = near_far(origins, directions, _box_on(config.box, origins.device))
+    enters, leaves = near_far(origins, directions, box_on(config.box, origins.device))
     missed = enters >= MISS
     near = torch.where(missed, near, enters.clamp(plane, config.far))
     far = torch.where(missed, near, leaves.clamp_max(config.far))

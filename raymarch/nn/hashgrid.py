@@ -4,8 +4,19 @@ import torch
 from torch import Tensor, nn
 
 from raymarch.nn.harmonics import Fourier
-from raymarch.ops.hashgrid import FEATURES, INTERPOLATIONS, hashgrid, hashgrid_input_gradient, table_layout
-from raymarch.ops.inputs import encode
+from raymarch.ops.harmonics import LAYOUTS as FOURIER_LAYOUTS
+from raymarch.ops.hashgrid import (
+    FEATURES,
+    INTERPOLATIONS,
+    LAYOUTS,
+    add_table_gradient,
+    hashgrid,
+    hashgrid_forward,
+    hashgrid_input_gradient,
+    hashgrid_slope,
+    table_layout,
+)
+from raymarch.ops.inputs import encode, encode_forward
 
 STORAGES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INITIAL = {"tcnn": 1e-4, "nerfstudio": 1e-3}  # entries start uniform in plus or minus this
@@ -109,6 +120,28 @@ class HashGrid(nn.Module):
         stored = self._looked_up()
         table = self.table if stored is None else stored
         return hashgrid_input_gradient(x, table, grad_y, *self.settings, self.interpolation, self.layout)
+
+    def codes(self) -> tuple[int, ...]:
+        """The settings as ops below autograd take them."""
+        return *self.settings, INTERPOLATIONS.index(self.interpolation), LAYOUTS.index(self.layout)
+
+    def look_up(self, x: Tensor, fourier: Fourier | None = None) -> Tensor:
+        """`forward`, or `beside` given fourier, as values: no graph."""
+        table, stored = self.table.detach(), self._looked_up()
+        if fourier is None:
+            return hashgrid_forward(x, table, stored, *self.codes())
+        waves = (fourier.frequencies, FOURIER_LAYOUTS.index(fourier.layout))
+        return encode_forward(x, table, stored, *waves, *self.codes())
+
+    def add_gradient(self, x: Tensor, grad_y: Tensor, grad_table: Tensor) -> None:
+        """Add to grad_table [N, features] what grad_y [P, outputs or more] says about the table at x."""
+        exactly = torch.are_deterministic_algorithms_enabled()
+        add_table_gradient(x, self.codes(), grad_y, grad_table, exactly)
+
+    def slope(self, x: Tensor, grad_y: Tensor) -> Tensor:
+        """`input_gradient` for rows of grad_y that may be wider than the outputs."""
+        stored = self._looked_up()
+        return hashgrid_slope(x, self.table.detach() if stored is None else stored, *self.codes(), grad_y)
 
     def extra_repr(self) -> str:
         levels, base, top, size = self.settings

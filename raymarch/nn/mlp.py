@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from raymarch.ops.mlp import activation_index, check_widths, mlp, mlp_input_gradient, shapes
+from raymarch.ops.mlp import (
+    activation_index,
+    check_widths,
+    mlp,
+    mlp_backward,
+    mlp_forward,
+    mlp_input_gradient,
+    shapes,
+)
 
 
 class MLP(nn.Module):
@@ -56,6 +64,21 @@ class MLP(nn.Module):
         return mlp(
             x, self.params, self.hidden, self.layers, self.outputs, self.output_activation, self.padding
         )
+
+    def run(self, x: Tensor) -> Tensor:
+        """`forward` of rows [P, inputs] as values: no graph."""
+        code = activation_index("MLP", self.output_activation)
+        how = (self.hidden, self.layers, self.outputs, code, self.padding)
+        return mlp_forward(x, self.params.detach(), *how)
+
+    def gradients(
+        self, x: Tensor, y: Tensor, grad_y: Tensor, need_x: bool = True, need_params: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of x [P, inputs] and params from grad_y, y = run(x); empty where not needed."""
+        code = activation_index("MLP", self.output_activation)
+        how = (self.hidden, self.layers, code, self.padding)
+        seen = y if code else None
+        return mlp_backward(x, self.params.detach(), *how, seen, grad_y, need_x, need_params)
 
     def input_gradient(self, x: Tensor, grad_y: Tensor) -> Tensor:
         """The gradient of x for a gradient of the outputs, without autograd and without a graph."""

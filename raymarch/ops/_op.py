@@ -30,7 +30,22 @@ def launch(kernel: str, *args) -> None:
     core = _C64 if first.dtype is torch.float64 else _C
     if _watch is not None:
         return _watched(core, kernel, args)
+    if _listener is not None:
+        _listener(kernel, dict(zip(_arguments(core, kernel), args, strict=True)))
     getattr(core, kernel)(*args)
+
+
+bodies: dict[str, Callable] = {}  # of every op by its name, as `op` received them
+_listener: Callable[[str, dict[str, object]], None] | None = None
+
+
+def watch_launches(
+    listener: Callable[[str, dict[str, object]], None] | None,
+) -> Callable[[str, dict[str, object]], None] | None:
+    """Have every launch told to `listener`, kernel and arguments by name; returns the one before."""
+    global _listener
+    before, _listener = _listener, listener
+    return before
 
 
 _watch: list[str] | None = None  # while find_non_finite runs: what was found, first to last
@@ -45,14 +60,21 @@ def _watched(core, kernel: str, args: tuple) -> None:
 
 
 @cache
+def _arguments(core, kernel: str) -> dict[str, str]:
+    """A kernel's arguments, name to kind, read from its declaration in ops.def."""
+    declaration = getattr(core, kernel).__doc__.strip().splitlines()[-1]
+    found = re.findall(r"(\w+(?:<.*?>+)?) (\w+)(?:, |$)", declaration)
+    return {name: kind for kind, name in found}
+
+
+@cache
 def _outputs(core, kernel: str) -> dict[int, str]:
-    """Positions and names of the arrays a kernel writes, read from its declaration in ops.def.
+    """Positions and names of the arrays a kernel writes.
 
     What they hold beforehand says nothing: new memory may be full of NaN.
     """
-    declaration = getattr(core, kernel).__doc__.strip().splitlines()[-1]
-    arguments = re.findall(r"(\w+(?:<.*?>+)?) (\w+)(?:, |$)", declaration)
-    return {i: name for i, (kind, name) in enumerate(arguments) if "Out" in kind}
+    arguments = _arguments(core, kernel).items()
+    return {i: name for i, (name, kind) in enumerate(arguments) if "Out" in kind}
 
 
 def find_non_finite(body: Callable[[], object]) -> str:
@@ -70,6 +92,7 @@ def op(body: Callable) -> Callable:
     """Register a body for every backend and, unchanged, for tracing. Its annotations are the schema."""
     name = body.__name__
     _library.define(name + torch.library.infer_schema(body, mutates_args=()))
+    bodies[f"raymarch::{name}"] = body
     for key in ("CPU", "CUDA"):
         _library.impl(name, body, key)
     torch.library.register_fake(f"raymarch::{name}", body, lib=_library)

@@ -23,17 +23,18 @@ class AdamItem(NamedTuple):
     epsilon: float = 1e-15
     weight_decay: float = 0.0
     stored: Tensor | None = None
+    clear: bool = False
 
 
 def adam_many(items: Sequence[AdamItem], healthy: Tensor, betas: tuple[float, float] = (0.9, 0.999)) -> None:
     """`adam` on several parameters, in one launch for every 32 of them."""
     for begin in range(0, len(items), MOST):
-        parameters, gradients, first, second, rates, steps, epsilon, decay, stored = (
+        parameters, gradients, first, second, rates, steps, epsilon, decay, stored, clear = (
             list(column) for column in zip(*items[begin : begin + MOST], strict=True)
         )
         flat = ([x.detach().view(-1) for x in column] for column in (parameters, gradients, first, second))
         copies = [None if x is None else x.detach().view(-1) for x in stored]
-        launch("adam", *flat, copies, rates, steps, epsilon, decay, healthy, *betas)
+        launch("adam", *flat, copies, rates, steps, epsilon, decay, clear, healthy, *betas)
         increment_version([*parameters, *first, *second])
 
 
@@ -49,6 +50,7 @@ def adam(
     epsilon: float = 1e-15,
     weight_decay: float = 0.0,
     stored: Tensor | None = None,
+    clear: bool = False,
 ) -> None:
     """Update `parameter` and its moments as torch.optim.Adam does (Kingma and Ba 2015).
 
@@ -56,7 +58,8 @@ def adam(
     int64 (this step's number, from 1) and healthy [1] bool lie on the same device; where `healthy` is false
     nothing changes, and a gradient that is not finite is not applied and makes it false. stored: a copy of
     the parameter in float16 or bfloat16, brought up to date in the same pass where the parameter changes.
+    clear: whether to set the gradient to zero afterwards, healthy or not.
     ValueError where shapes differ.
     """
-    item = AdamItem(parameter, gradient, first, second, rate, steps, epsilon, weight_decay, stored)
+    item = AdamItem(parameter, gradient, first, second, rate, steps, epsilon, weight_decay, stored, clear)
     adam_many([item], healthy, betas)

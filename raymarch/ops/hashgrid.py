@@ -93,14 +93,24 @@ def hashgrid_backward(
     deterministic: bool,
 ) -> Tensor:
     grad_table = torch.zeros_like(table)
+    settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
+    add_table_gradient(x, settings, grad_y, grad_table, deterministic)
+    return grad_table
+
+
+def add_table_gradient(
+    x: Tensor, settings: tuple[int, ...], grad_y: Tensor, grad_table: Tensor, deterministic: bool
+) -> None:
+    """Add the gradient of the table to `grad_table`, which must be zero where `deterministic` on CUDA.
+
+    settings: what `hashgrid_settings` returns.
+    """
     # Integer sums have no order; one more number holds the largest gradient, which sets their scale.
     exact = None
     if deterministic and x.is_cuda:
-        exact = torch.zeros(table.numel() + 1, dtype=torch.int64, device=x.device)
-    settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
-    grad_y = _entries_aligned(grad_y, levels, table.shape[1])
+        exact = torch.zeros(grad_table.numel() + 1, dtype=torch.int64, device=x.device)
+    grad_y = _entries_aligned(grad_y, settings[0], grad_table.shape[1])
     launch("hashgrid_backward", x, *settings, grad_y, exact, grad_table)
-    return grad_table
 
 
 @op

@@ -55,7 +55,7 @@ def activation_index(name: str, output_activation: str) -> int:
 def mlp_forward(
     x: Tensor, params: Tensor, hidden: int, layers: int, outputs: int, activation: int, padding: float
 ) -> Tensor:
-    y = empty((x.shape[0], outputs), dtype=x.dtype, device=x.device)
+    y = empty((x.shape[0], outputs), dtype=params.dtype, device=x.device)
     launch("mlp_forward", x, params, hidden, layers, activation, padding, y)
     return y
 
@@ -74,12 +74,12 @@ def mlp_backward(
     need_params: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of params; an empty tensor stands for one that is not needed."""
-    grad_x = empty_like(x) if need_x else x.new_empty(0)
-    grad_params = empty_like(params) if need_params else x.new_empty(0)
+    grad_x = empty(x.shape if need_x else (0,), dtype=params.dtype, device=x.device)
+    grad_params = empty_like(params) if need_params else params.new_empty(0)
     partial = None
     if need_params and x.device.type == "cuda":
         rows = max(16, min(_ROWS, _PARTIAL_NUMBERS // params.shape[0]))
-        partial = empty((rows, params.shape[0]), dtype=x.dtype, device=x.device)
+        partial = empty((rows, params.shape[0]), dtype=params.dtype, device=x.device)
     launch(
         "mlp_backward",
         *(x, params, hidden, layers, activation, padding, y, grad_y),
@@ -127,8 +127,8 @@ def mlp(
     """[..., inputs] -> [..., outputs] through `layers` hidden layers (1 to 4) of `hidden` units with relu.
 
     x and params are float32 on one device, at most 256 inputs and 128 outputs; `output_activation` is "none",
-    "sigmoid" or "relu". Gradients flow to x and params, once. CUDA multiplies on tensor cores in TF32 (ten
-    bits of mantissa) and adds in float32. Raises ValueError for widths, names and shapes that do not fit.
+    "sigmoid" or "relu". Gradients flow to x and params, once. CUDA multiplies on tensor cores in half precision (eleven
+    bits; gradients scaled so that they fit, inputs and activations up to 65504) and adds in float32. Raises ValueError for widths, names and shapes that do not fit.
     """
     _check("mlp", x, params, hidden, layers, outputs)
     activation = activation_index("mlp", output_activation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,8 +67,8 @@ class Adam:
         self.first = {name: [torch.zeros_like(p) for p in params] for name, params in groups.items()}
         self.second = {name: [torch.zeros_like(p) for p in params] for name, params in groups.items()}
         device = next(iter(groups.values()))[0].device
-        self._steps = torch.zeros(len(groups), dtype=torch.int64, device=device)
-        self.steps = {name: self._steps[i : i + 1] for i, name in enumerate(groups)}
+        self.counts = torch.zeros(len(groups), dtype=torch.int64, device=device)
+        self.steps = {name: self.counts[i : i + 1] for i, name in enumerate(groups)}
 
     @contextmanager
     def keeping_copies(self) -> Iterator[None]:
@@ -92,13 +92,34 @@ class Adam:
         for grid in followed:
             grid.mark_current()
 
+    def stepping(self, gradients: Mapping[nn.Parameter, Tensor]) -> list[bool]:
+        """Which groups a step with these gradients updates."""
+        return [any(p in gradients for p in params) for params in self.groups.values()]
+
     def step(self, rates: dict[str, Tensor], healthy: Tensor) -> None:
         """Update every group from `.grad`. `rates[name]` [1] float32, `healthy` [1] bool: on the device."""
+        gradients = {p: p.grad for params in self.groups.values() for p in params if p.grad is not None}
+        for begin, end in runs(self.stepping(gradients)):
+            self.counts[begin:end] += healthy
+        self.apply(rates, healthy, gradients)
+
+    def apply(
+        self,
+        rates: dict[str, Tensor],
+        healthy: Tensor,
+        gradients: Mapping[nn.Parameter, Tensor],
+        clear: Collection[nn.Parameter] = (),
+    ) -> None:
+        """`step` with given gradients, once their groups' `counts` were raised.
+
+        The gradients of `clear` are set to zero.
+        """
         items, kept = [], []
         for name, params in self.groups.items():
             group: GroupConfig = getattr(self.config, name)
             for p, m, v in zip(params, self.first[name], self.second[name], strict=True):
-                if p.grad is None:
+                gradient = gradients.get(p)
+                if gradient is None:
                     continue
                 grid = self.grids.get(p)
                 stored = None
@@ -107,13 +128,10 @@ class Adam:
                     kept.append(grid)
                 items.append(
                     AdamItem(
-                        p, p.grad.contiguous(), m, v, rates[name], self.steps[name],
-                        group.eps, group.weight_decay, stored,
+                        p, gradient.contiguous(), m, v, rates[name], self.steps[name],
+                        group.eps, group.weight_decay, stored, p in clear,
                     )
                 )  # fmt: skip
-        stepping = [any(p.grad is not None for p in params) for params in self.groups.values()]
-        for begin, end in runs(stepping):
-            self._steps[begin:end] += healthy
         adam_many(items, healthy, self.config.betas)
         for grid in kept:
             grid.mark_current()

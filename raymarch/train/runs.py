@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from raymarch.config import Config, ConfigError, from_dict, to_dict
-from raymarch.data.pixels import PixelSource
+from raymarch.data.pixels import Source
 from raymarch.data.scene import Scene, load
 from raymarch.data.similarity import Similarity
+from raymarch.data.window import pixel_source
 from raymarch.model import Model
 from raymarch.train import checkpoint
 from raymarch.train.trainer import Trainer, load_model
@@ -92,11 +93,18 @@ def start(
             raise ConfigError(f"{run} already holds a run; `raymarch resume {run}` continues it")
         run.mkdir(parents=True, exist_ok=True)
         (run / "config.json").write_text(json.dumps(to_dict(config), indent=1))
-    pixels = PixelSource(scene, scene.train, where)
     torch.manual_seed(config.train.trainer.seed)
     model = Model(config.model, len(scene.train)).to(where)
+    pixels = photos_of(scene, config, where)
     meta, tensors = record(scene, source)
     return Trainer(model, pixels, config, run, meta, tensors)
+
+
+def photos_of(scene: Scene, config: Config, device: torch.device) -> Source:
+    """The training photos on the device, or a moving window of them where they do not fit."""
+    trainer = config.train.trainer
+    most = int(trainer.photos_gb * 1e9) or None
+    return pixel_source(scene, scene.train, device, most, trainer.seed, trainer.photos_every)
 
 
 def resume(run: Path, device: str = "auto", scene: Scene | None = None, steps: int | None = None) -> Trainer:
@@ -111,9 +119,7 @@ def resume(run: Path, device: str = "auto", scene: Scene | None = None, steps: i
     where = pick_device(device)
     model = Model(config.model, meta["cameras"]).to(where)
     scene_tensors = {k.removeprefix("scene."): v for k, v in tensors.items() if k.startswith("scene.")}
-    trainer = Trainer(
-        model, PixelSource(scene, scene.train, where), config, run, meta["scene"], scene_tensors
-    )
+    trainer = Trainer(model, photos_of(scene, config, where), config, run, meta["scene"], scene_tensors)
     trainer.restore(tensors, meta)
     return trainer
 
@@ -123,7 +129,9 @@ def reload_scene(meta: dict[str, Any], run: Path) -> Scene:
     source = meta["scene"]["source"]
     if source is None:
         raise ConfigError(f"{run} was trained from arrays, not from a folder; pass the scene to resume it")
-    return load(Path(source["path"]), **source["options"])
+    from raymarch.train.refined import with_adjustments  # reads runs
+
+    return with_adjustments(load(Path(source["path"]), **source["options"]), source.get("adjustments"))
 
 
 class OpenRun:

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymarch.data.pixels import PixelSource
+from raymarch.data.pixels import Source
 from raymarch.model import Model
+from raymarch.model.fused import FusedPipeline, unsupported
 from raymarch.model.sampler import anneal_at, updates_at
 from raymarch.nn import HashGrid
 from raymarch.ops import find_non_finite
+from raymarch.ops.fused import advance, loss_room, sum_losses
 from raymarch.train import checkpoint
 from raymarch.train.optim import Adam, learning_rate
 
@@ -37,6 +39,9 @@ class TrainerConfig:
     save_every: int = 2000
     keep: int = 2  # checkpoints kept
     graph: bool = True  # on CUDA, capture the step
+    fused: bool = True  # train in fused stages where they can do all that the config asks for
+    photos_gb: float = 0.0  # most device memory for photos and feature maps; 0: most of what is free
+    photos_every: int = 4  # steps between replacements, where not all of them fit
 
 
 @contextmanager
@@ -75,7 +80,7 @@ class Trainer:
     def __init__(
         self,
         model: Model,
-        source: PixelSource,
+        source: Source,
         config: Any,
         run: Path | None = None,
         scene_meta: dict[str, Any] | None = None,
@@ -95,6 +100,9 @@ class Trainer:
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self._eager_steps = 0
         self._make_schedules()
+        self._fused: FusedPipeline | None = None
+        if self.config.fused and source.depth is None and unsupported(model) is None:
+            self._fused = FusedPipeline(model, source.cameras)
 
     def _make_schedules(self) -> None:
         """One row per step: the annealing exponent, then each group's learning rate."""
@@ -103,10 +111,38 @@ class Trainer:
         columns = [torch.as_tensor([anneal_at(int(s), sampler) for s in steps]).double()]
         columns += [learning_rate(getattr(self.full_config.train.optim, g), steps) for g in self.optim.groups]
         self._schedules = torch.stack(columns, 1).float().to(self.device)
+        self._row = self._schedules[0].clone()  # that of the next step
         self._updates = updates_at(self.config.steps, sampler)
+        groups = list(self.optim.groups)
+        flags = {True: [True for _ in groups], False: [name != "proposals" for name in groups]}
+        self._stepping = {k: torch.tensor(v).to(torch.int64).to(self.device) for k, v in flags.items()}
 
     def _one_step(self, update_proposals: bool) -> None:
         """Everything between two steps. No host synchronisation; captured into a CUDA graph."""
+        if self._fused is not None:
+            self._fused_step(self._fused, update_proposals)
+        else:
+            self._composed_step(update_proposals)
+
+    @torch.no_grad()
+    def _fused_step(self, pipeline: FusedPipeline, update_proposals: bool) -> None:
+        row = self._row
+        rates = {name: row[i + 1 : i + 2] for i, name in enumerate(self.optim.groups)}
+        pixels = self.source.draw(self.counter, self.config.rays)
+        seen, weighing, penalty, found = pipeline.rays_to_pixels(
+            pixels, self.counter, row[:1], update_proposals
+        )
+        if not self.names:
+            self.names = list(weighing.names)
+            self._last = torch.zeros(len(self.names), device=self.device)
+            self._room = loss_room(weighing.scales)
+        weights = (weighing.scales, weighing.owner, penalty, self._room)
+        stepping = self._stepping[update_proposals]
+        sum_losses(seen.losses, *weights, self._last, self.healthy, self.optim.counts, stepping)
+        self.optim.apply(rates, self.healthy, found.of, found.summed)
+        advance(self.counter, self.healthy, self._schedules, row)
+
+    def _composed_step(self, update_proposals: bool) -> None:
         row = self._schedules.index_select(0, self.counter[1:].clamp_max(self.config.steps))[0]
         anneal = row[:1]
         rates = {name: row[i + 1 : i + 2] for i, name in enumerate(self.optim.groups)}
@@ -133,6 +169,7 @@ class Trainer:
 
     def _advance(self) -> None:
         """One step, through a graph where there is one."""
+        self.source.prepare(self.step)
         update = bool(self._updates[self.step])
         if self.device.type != "cuda" or not self.config.graph:
             self._one_step(update)
@@ -226,6 +263,7 @@ class Trainer:
         bad = int(self.counter[1])
         self.step = bad
         self.healthy.fill_(True)
+        self.source.prepare(bad)
         culprit = find_non_finite(lambda: self._one_step(bool(self._updates[bad])))
         self.counter[1] = bad
         self.save()
@@ -265,6 +303,7 @@ class Trainer:
         optim = {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
         self.optim.load(optim)
         self.counter.copy_(tensors["counter"])
+        self._row.copy_(self._schedules[min(int(self.counter[1]), self.config.steps)])
         self.step, self.seconds = meta["step"], meta["seconds"]
 
 

@@ -1,0 +1,250 @@
+"""Fused stages against the composed pipeline: the same losses, gradients and random numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raymarch.config import override, preset
+from raymarch.data.pixels import PixelSource
+from raymarch.data.scene import Scene
+from raymarch.data.synthetic import feature_maps, make_scene
+from raymarch.model import Model
+from raymarch.model.fused import FusedPipeline, unsupported
+from raymarch.ops.fused import LossRoom, advance, loss_room, sum_losses
+from raymarch.train.runs import fitted, start
+
+NORMALS = "model.fields.radiance.predicted_normals=true"
+WIDE = ("model.fields.feature.width=32",)
+CASES = {
+    "rgb only": (),
+    "rgb and features": WIDE,
+    "rgb, features and normals": (*WIDE, NORMALS),
+    "rgb and normals": (NORMALS,),
+    "normals in contracted space": (NORMALS, "model.fields.radiance.normals_space=contracted"),
+    "appearance": ("model.fields.radiance.appearance=8", *WIDE),
+    "two proposals": ("two",),
+    "no proposal": ("none", *WIDE),
+    "poses off": ("model.poses.mode=off", NORMALS, *WIDE),
+    "poses of SE3 in the camera": (
+        "model.poses.mode=SE3", "model.poses.compose=camera", "model.poses.gauge=free",
+    ),
+    "frozen cameras": ("model.poses.frozen=0,2", "model.poses.gauge=free"),
+    "no penalty": ("model.poses.translation_penalty=0.0", "model.poses.rotation_penalty=0.0"),
+    "features move poses": ("model.fields.feature.detach_positions=false", *WIDE),
+    "features of waves alone": ("model.fields.feature.encoding=pe", *WIDE),
+    "waves alone move poses": (
+        "model.fields.feature.encoding=pe", "model.fields.feature.detach_positions=false", *WIDE,
+    ),
+    "features of the grid alone": ("model.fields.feature.encoding=grid", *WIDE),
+    "features leave density alone": ("model.fields.feature.detach_weights=true", *WIDE),
+    "not calmed": ("model.losses.gradient_scaling=false",),
+    "black": ("model.renderer.background=black",),
+    "white": ("model.renderer.background=white",),
+    "random": ("model.renderer.background=random",),
+    "a box": ("model.rays.box=-1.0,-1.0,-1.0,1.0,1.0,1.0",),
+    "a ball": ("model.fields.norm=l2",),
+    "every edge jittered": ("model.sampler.jitter=each", "model.sampler.spacing=uniform",
+                             "model.rays.far=6.0"),
+    "an older lens": ("model.rays.tangential=nerfstudio_0.3",),
+}  # fmt: skip
+
+
+def scene(alpha: bool = False):
+    truth = make_scene(views=5, test_views=1, size=20, seed=0)
+    images = truth.images
+    if alpha:
+        images = [torch.cat([x, (255 * torch.rand(*x.shape[:2], 1)).to(torch.uint8)], -1) for x in images]
+    return Scene.from_arrays(
+        images,
+        truth.intrinsics,
+        truth.camera_to_worlds,
+        features=list(feature_maps(truth)),
+        split=(truth.train, truth.test),
+        orientation="none",
+        center="none",
+        scale=1.0,
+    )
+
+
+def config(*settings: str):
+    found = preset("tiny")
+    found = override(found, "model.poses.mode=SO3xR3")
+    for setting in settings:
+        if "=" in setting:
+            found = override(found, setting)
+    fields = found.model.fields
+    if "two" in settings:
+        fields = replace(fields, proposals=fields.proposals * 2)
+        found = replace(
+            found, model=replace(found.model, sampler=replace(found.model.sampler, samples=(33, 17, 9)))
+        )
+    if "none" in settings:
+        fields = replace(fields, proposals=())
+        found = replace(
+            found, model=replace(found.model, sampler=replace(found.model.sampler, samples=(19,)))
+        )
+    return replace(found, model=replace(found.model, fields=fields))
+
+
+def both(settings, rays: int, device: torch.device, alpha: bool = False, update: bool = True):
+    """Terms and gradients by name, composed and fused."""
+    there = scene(alpha)
+    wanted = (
+        fitted(config(*settings), there) if any("feature.width" in s for s in settings) else config(*settings)
+    )
+    source = PixelSource(there, there.train, device)
+    torch.manual_seed(0)
+    model = Model(wanted.model, len(there.train)).to(device).train()
+    with torch.no_grad():
+        for grid in (p.grid for p in model.fields.proposals):
+            grid.table.uniform_(-1, 1)  # empty space would leave most gradients at zero
+        model.fields.radiance.grid.table.uniform_(-1, 1)
+        if model.poses.adjustment is not None:
+            model.poses.adjustment.uniform_(-0.1, 0.1)
+    counter = torch.tensor([7, 3], device=device)
+    anneal = torch.tensor([0.6], device=device)
+    pixels = source.draw(counter, rays)
+    names = {p: n for n, p in model.named_parameters()}
+
+    rendering = model(
+        pixels, source.cameras, train=True, counter=counter, anneal=anneal, update_proposals=update
+    )
+    terms = model.losses(rendering, pixels, counter)
+    torch.stack(list(terms.values())).sum().backward()
+    composed = {names[p]: p.grad for p in names if p.grad is not None}
+
+    pipeline = FusedPipeline(model, source.cameras)
+    seen, weighing, penalty, found = pipeline.rays_to_pixels(pixels, counter, anneal, update)
+    fused_terms = torch.zeros(len(weighing.names), device=device)
+    healthy = torch.ones(1, dtype=torch.bool, device=device)
+    steps = torch.zeros(2, dtype=torch.int64, device=device)
+    room = loss_room(weighing.scales)
+    mask = torch.tensor([1, 0], device=device)
+    weights = (weighing.scales, weighing.owner, penalty, room)
+    sum_losses(seen.losses, *weights, fused_terms, healthy, steps, mask)
+    assert bool(healthy) and steps.tolist() == [1, 0]
+    fused = {names[p]: g for p, g in found.of.items()}
+    return terms, dict(zip(weighing.names, fused_terms, strict=True)), composed, fused
+
+
+def assert_same(settings, rays, device, alpha=False, update=True):
+    terms, fused_terms, composed, fused = both(settings, rays, device, alpha, update)
+    assert list(terms) == list(fused_terms)
+    loose = 1 if device.type == "cpu" else 20  # the feature layer multiplies in TF32
+    for name, value in terms.items():
+        torch.testing.assert_close(fused_terms[name], value, rtol=1e-4 * loose, atol=1e-7)
+    assert {n for n, g in composed.items() if g.abs().max() > 0} <= set(fused)
+    for name, gradient in fused.items():
+        want = composed.get(name, torch.zeros_like(gradient))
+        assert gradient.shape == want.shape
+        assert float((gradient - want).norm()) < loose * (2e-4 * float(want.norm()) + 1e-6), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fused_stages_equal_the_composed_pipeline(case, device):
+    assert_same(CASES[case], 37, device)
+
+
+@pytest.mark.parametrize("case", ["appearance", "rgb, features and normals"])
+def test_they_do_where_sums_may_have_any_order(case, device):
+    torch.use_deterministic_algorithms(
+        False
+    )  # other kernels on CUDA; the fixture turns it off afterwards, too
+    assert_same(CASES[case], 129, device)
+
+
+@pytest.mark.parametrize("rays", [1, 2, 129])
+@pytest.mark.parametrize("case", ["rgb only", "rgb, features and normals"])
+def test_they_do_for_odd_numbers_of_rays(case, rays, device):
+    assert_same(CASES[case], rays, device)
+
+
+@pytest.mark.parametrize("case", ["last_sample", "black", "white", "random"])
+def test_they_do_where_truth_has_an_alpha(case, device):
+    assert_same((f"model.renderer.background={case}",), 37, device, alpha=True)
+
+
+def test_they_do_where_proposals_do_not_learn(device):
+    assert_same((*WIDE, NORMALS), 37, device, update=False)
+
+
+def test_no_rays_have_gradients_of_zero(device):
+    there = scene()
+    wanted = fitted(config(*WIDE, NORMALS), there)
+    source = PixelSource(there, there.train, device)
+    model = Model(wanted.model, len(there.train)).to(device).train()
+    counter = torch.tensor([7, 3], device=device)
+    pipeline = FusedPipeline(model, source.cameras)
+    seen, _, _, found = pipeline.rays_to_pixels(source.draw(counter, 0), counter, None)
+    assert seen.w.shape[0] == 0
+    for parameter, gradient in found.of.items():
+        if parameter is not model.poses.adjustment:  # which its penalty moves
+            assert float(gradient.abs().max()) == 0
+
+
+def test_samples_are_the_composed_ones_bit_for_bit(device):
+    there = scene()
+    wanted = config()
+    source = PixelSource(there, there.train, device)
+    model = Model(wanted.model, len(there.train)).to(device).train()
+    counter = torch.tensor([7, 3], device=device)
+    pixels = source.draw(counter, 64)
+    anneal = torch.tensor([0.5], device=device)
+    with torch.no_grad():
+        rendering = model(pixels, source.cameras, train=True, counter=counter, anneal=anneal)
+        rays = FusedPipeline(model, source.cameras).rays_to_samples(pixels, counter, anneal)
+    assert rendering.rays is not None and rendering.samples is not None
+    first = rendering.proposals[0].samples
+    assert torch.equal(first.s, rays.levels[0].s)
+    torch.testing.assert_close(rays.origins, rendering.rays.origins, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(rays.last.s, rendering.samples.s, rtol=1e-5, atol=1e-6)
+
+
+def test_what_fused_stages_cannot_do_is_trained_composed():
+    there = scene()
+    depth = start(there, config("model.losses.depth=0.001"), device="cpu")
+    assert unsupported(depth.model) is not None and depth._fused is None
+    with pytest.raises(ValueError, match=r"model\.losses\.depth.*train\.trainer\.fused=false"):
+        FusedPipeline(depth.model, depth.source.cameras)
+    assert start(there, config("train.trainer.fused=false"), device="cpu")._fused is None
+    assert start(there, config(), device="cpu")._fused is not None
+
+
+def test_training_fused_is_training_composed(device):
+    """Not bit for bit: sums have other orders, and Adam makes full steps of the smallest differences."""
+    there = scene()
+    ends = []
+    for fused in ("true", "false"):
+        steps = ("train.trainer.steps=60", "train.trainer.rays=256", f"train.trainer.fused={fused}")
+        trainer = start(there, fitted(config(*WIDE, *steps), there), device=device)
+        losses = [progress.losses["rgb"] for progress in trainer.iterate()]
+        ends.append(losses)
+    assert ends[0][-1] < 0.5 * ends[0][0]
+    assert abs(ends[0][-1] - ends[1][-1]) < 0.1 * ends[1][0]
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=0.02)
+
+
+def test_a_loss_that_is_not_finite_stops_the_counts(device):
+    rows = torch.ones(3, 40, device=device)
+    rows[1, 7] = float("inf")
+    scales = torch.tensor([1.0, 1.0, 0.5], device=device)
+    terms = torch.zeros(2, device=device)
+    healthy = torch.ones(1, dtype=torch.bool, device=device)
+    steps = torch.zeros(1, dtype=torch.int64, device=device)
+    room: LossRoom = loss_room(scales)
+    mask = torch.ones(1, dtype=torch.int64, device=device)
+    owner = torch.tensor([0, 1, 0], device=device)
+    for _ in range(2):
+        sum_losses(rows, scales, owner, None, room, terms, healthy, steps, mask)
+        assert float(terms[0]) == 60.0 and float(terms[1]) == float("inf")
+        assert not bool(healthy) and steps.tolist() == [0]
+    counter = torch.tensor([3, 4], device=device)
+    schedules = torch.arange(12.0, device=device).view(6, 2)
+    row = torch.zeros(2, device=device)
+    advance(counter, healthy, schedules, row)
+    assert counter.tolist() == [3, 4] and row.tolist() == [8.0, 9.0]
+    advance(counter, ~healthy, schedules, row)
+    assert counter.tolist() == [3, 5] and row.tolist() == [10.0, 11.0]
+    advance(counter, ~healthy, schedules, row)
+    assert counter.tolist() == [3, 6] and row.tolist() == [10.0, 11.0]  # the last row holds on

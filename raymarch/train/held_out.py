@@ -1,0 +1,111 @@
+"""Held-out cameras after pose refinement: as given, aligned to the refined ones, or each refined itself.
+
+Refinement may move all cameras together, and a held-out camera that stays behind is judged for that and not
+for the field. `align` moves held-out cameras as the training cameras went together; `refine` also removes
+what each held-out pose lacks on its own, without ever judging pixels that the pose was fitted to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from raymarch.data.alignment import Alignment, align, rotation_angle
+from raymarch.train.evaluate import IMAGE_HEADS, PROTOCOL, ImageMetrics, over_background, render_image
+from raymarch.train.localize import Level, LocalizeConfig, Localizer
+from raymarch.train.metrics import psnr, ssim, ssim_protocol
+from raymarch.train.runs import OpenRun, subset
+from raymarch.types import Cameras
+
+POSES = ("none", "align", "refine")
+REFINE = LocalizeConfig(
+    rounds=0, levels=(Level(96, 96, 1.0, 1, 8), Level(192, 384, 0.7, 1, 8), Level(256, 1024, 0.5, 1, 10))
+)
+BOARD = 8  # squares along each side of a photo, light and dark
+_REST = "mean appearance code, PSNR with data range 1 averaged over images; " + ssim_protocol()
+PROTOCOLS = {
+    "none": PROTOCOL,
+    "align": "held-out photos at the size given, poses moved by the similarity that takes the training poses "
+    "as given to the refined ones (centres and rotations, least squares), " + _REST,
+    "refine": "held-out photos at the size given, poses first aligned as by `align`; then the dark squares "
+    "of an 8 x 8 board over each photo are rendered from the pose that fits the light squares best, and the "
+    "light ones from the pose that fits the dark ones, fields fixed: no pixel is judged that its pose was "
+    "fitted to; " + _REST,
+}
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What refining one held-out pose did: the mean of the two poses, one per colour of squares."""
+
+    degrees: float
+    world_units: float
+    halves: int  # of the two, those whose alignment converged; the others keep the aligned pose
+
+
+def drift(run: OpenRun) -> Alignment:
+    """The similarity from the training poses as given to the refined ones, scene units."""
+    given = run.train_cameras(refined=False).camera_to_worlds
+    return align(given, run.train_cameras().camera_to_worlds)
+
+
+def aligned_cameras(run: OpenRun) -> Cameras:
+    """The held-out cameras, moved as the training cameras went together."""
+    cameras, went = run.test_cameras(), drift(run)
+    poses = cameras.camera_to_worlds.double()
+    rotation, translation = went.rotation.to(poses), went.translation.to(poses)
+    centres = went.scale * (poses[..., 3] @ rotation.T) + translation
+    moved = torch.cat([rotation @ poses[..., :3], centres[..., None]], -1)
+    return replace(cameras, camera_to_worlds=moved.float())
+
+
+def held_out_cameras(run: OpenRun, poses: str) -> Cameras:
+    """The cameras that evaluation with `poses` begins with. ValueError for another word than POSES."""
+    if poses not in POSES:
+        raise ValueError(f"poses is {poses!r}, expected one of {', '.join(POSES)}")
+    return run.test_cameras() if poses == "none" else aligned_cameras(run)
+
+
+def chequered(height: int, width: int, device: torch.device) -> Tensor:
+    """[h, w] bool: the dark squares of a board of BOARD x BOARD squares."""
+    row = torch.arange(height, device=device) * BOARD // height
+    column = torch.arange(width, device=device) * BOARD // width
+    return (row[:, None] + column[None]) % 2 == 0
+
+
+def evaluate_refined(
+    run: OpenRun, images: list[Tensor], names: list[str], background: str = "black"
+) -> Iterator[tuple[ImageMetrics, dict[str, Tensor], Refined]]:
+    """Metrics, rendering and correction of each held-out photo, by the protocol PROTOCOLS["refine"]."""
+    cameras = aligned_cameras(run)
+    localizer = Localizer(run, REFINE)
+    for i, (image, name) in enumerate(zip(images, names, strict=True)):
+        truth = over_background(image.to(run.device), background)
+        frame, refined = _swapped(localizer, subset(cameras, (i,), run.device), truth)
+        row = ImageMetrics(name, float(psnr(frame["rgb"], truth)), float(ssim(frame["rgb"], truth)))
+        yield row, frame, refined
+
+
+def _swapped(localizer: Localizer, camera: Cameras, truth: Tensor) -> tuple[dict[str, Tensor], Refined]:
+    """The dark squares of the photo from the pose that was found on the light ones, and the other way."""
+    run = localizer.run
+    dark = chequered(truth.shape[0], truth.shape[1], run.device)
+    start = run.world_from_scene.apply_poses(camera.camera_to_worlds.cpu().double())
+    frames, degrees, moved, good = [], 0.0, 0.0, 0
+    for squares in (~dark, dark):
+        found = localizer(truth, camera, start, overlay=False, keep=squares)
+        frames.append(render_image(run.model, found.camera if found.converged else camera, 0, IMAGE_HEADS))
+        if found.converged:
+            world = found.camera_to_world
+            good += 1
+            degrees += math.degrees(float(rotation_angle(start[0, :, :3].T @ world[:, :3]))) / 2
+            moved += float((start[0, :, 3] - world[:, 3]).norm()) / 2
+    first, second = frames
+    joined = {
+        k: torch.where(dark.view(*dark.shape, *[1] * (v.ndim - 2)), v, second[k]) for k, v in first.items()
+    }
+    return joined, Refined(degrees, moved, good)
