@@ -144,7 +144,9 @@ class FusedPipeline:
         if (why := unsupported(model)) is not None:
             raise ValueError(f"fused stages cannot train this model: {why}; use train.trainer.fused=false")
         self.model, self.cameras, self.config = model, cameras, model.config
-        self._halves = cameras.camera_to_worlds.is_cuda  # what networks read: on tensor cores it is rounded anyway
+        self._halves = (
+            cameras.camera_to_worlds.is_cuda
+        )  # what networks read: on tensor cores it is rounded anyway
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._weighings: dict[tuple, Weighing] = {}
         self._seeds: dict[int, Tensor] = {}
