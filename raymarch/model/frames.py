@@ -83,7 +83,7 @@ class Recorded:
 
     graph: torch.cuda.CUDAGraph
     canvas: Canvas
-    rays: int
+    held: tuple[Tensor | None, ...]  # which the graph reads and nobody else would keep
 
 
 class FrameRenderer:
@@ -330,7 +330,7 @@ class FrameRenderer:
             numbers = canvas.order.index_select(0, at), canvas.xy.index_select(0, at), low, apart
             self._chunk(camera, canvas, numbers, mode, heads)
 
-        return Recorded(self._captured(body), canvas, rays)
+        return Recorded(self._captured(body), canvas, (within, apart, low_within))
 
     def _captured(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         assert self._first is not None
