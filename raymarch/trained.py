@@ -66,8 +66,8 @@ class TrainedScene(OpenRun):
         heads: any of rgb, depth, opacity, normals, predicted_normals, feature, similarity. Returns images [h,
         w, ...] by name; `depth` (median) and `expected_depth` [h, w] are distances along the ray in world
         units, normals are in world axes, `similarity` [h, w, K] the cosines of features with `embeddings`
-        [K, D]. mode "reduced" is several times faster and close to "exact"; `model.reduced` holds its switches
-        and bounds. Feature images that do not fit on the GPU are returned in the host's memory.
+        [K, D]. mode "reduced" is several times faster and close to "exact"; `model.reduced` holds its
+        switches and bounds. Feature images that do not fit on the GPU are returned in the host's memory.
         ValueError names heads this run does not have, unknown modes and embeddings of another width.
         """
         heads = frozenset(heads)
