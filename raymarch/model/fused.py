@@ -183,7 +183,7 @@ class FusedPipeline:
         levels, level = [], Level(rayed.s, rayed.t, rayed.y)
         for i, proposal in enumerate(self._proposals()):
             y = level.y.view(-1, 3)
-            encoded = proposal.grid.look_up(y)
+            encoded = proposal.grid.look_up(y, dtype=self._encoded)
             h = proposal.mlp.run(encoded)
             density = proposal.config.average_init_density
             w, s, t, y_new = resample(
@@ -248,6 +248,7 @@ class FusedPipeline:
         to_rays = ray_gradients(
             rays.origins, rays.directions, t, grads_y, norm, more_origins, more_directions
         )
+        self._encoded = torch.float16 if self._halves else None
         cameras, config = self.cameras, self.config
         same = torch.are_deterministic_algorithms_enabled()
         _, grad_pose = rays_backward(
@@ -267,7 +268,7 @@ class FusedPipeline:
         """What the fields hold at the last level's samples."""
         radiance, feature = self.model.fields.radiance, self.model.fields.feature
         y, config = rays.last.y.view(-1, 3), radiance.config
-        encoded = radiance.grid.look_up(y)
+        encoded = radiance.grid.look_up(y, dtype=self._encoded)
         h = radiance.mlp.run(encoded)
         codes = radiance.appearance if config.appearance else None
         signs = SIGNS.index(config.harmonics)
@@ -285,7 +286,7 @@ class FusedPipeline:
     def _feature_inputs(self, y: Tensor) -> Tensor:
         feature = self._feature()
         if feature.grid is not None:
-            return feature.grid.look_up(y, feature.fourier)
+            return feature.grid.look_up(y, feature.fourier, self._encoded)
         assert feature.fourier is not None
         return fourier_forward(y, feature.fourier.frequencies, LAYOUTS.index(feature.fourier.layout))
 
