@@ -144,9 +144,9 @@ class FusedPipeline:
         if (why := unsupported(model)) is not None:
             raise ValueError(f"fused stages cannot train this model: {why}; use train.trainer.fused=false")
         self.model, self.cameras, self.config = model, cameras, model.config
-        self._halves = (
-            cameras.camera_to_worlds.is_cuda
-        )  # what networks read: on tensor cores it is rounded anyway
+        # What networks read on tensor cores is rounded anyway.
+        self._halves = cameras.camera_to_worlds.is_cuda
+        self._encoded = torch.float16 if self._halves else None
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._weighings: dict[tuple, Weighing] = {}
         self._seeds: dict[int, Tensor] = {}
@@ -248,7 +248,6 @@ class FusedPipeline:
         to_rays = ray_gradients(
             rays.origins, rays.directions, t, grads_y, norm, more_origins, more_directions
         )
-        self._encoded = torch.float16 if self._halves else None
         cameras, config = self.cameras, self.config
         same = torch.are_deterministic_algorithms_enabled()
         _, grad_pose = rays_backward(

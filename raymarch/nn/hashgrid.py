@@ -125,10 +125,8 @@ class HashGrid(nn.Module):
         """The settings as ops below autograd take them."""
         return *self.settings, INTERPOLATIONS.index(self.interpolation), LAYOUTS.index(self.layout)
 
-    def look_up(
-        self, x: Tensor, fourier: Fourier | None = None, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """`forward`, or `beside` given fourier, as values: no graph. `dtype` of the result, None for float32."""
+    def look_up(self, x: Tensor, fourier: Fourier | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """`forward`, or `beside` given fourier, as values of `dtype` (None: float32): no graph."""
         table, stored = self.table.detach(), self._looked_up()
         if fourier is None:
             return hashgrid_forward(x, table, stored, *self.codes(), dtype)
