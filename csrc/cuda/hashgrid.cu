@@ -1,6 +1,7 @@
-// Hash grid on CUDA. Forward and input gradient: a block takes 32 points, a warp one level at a time, a lane
-// one point, so that lanes are neighbours on a ray and share cells. Table gradient: a thread walks a run of
-// points of one level and adds to memory only when it leaves a cell.
+// Hash grid on CUDA. Forward and input gradient: a lane takes one point, a warp one level at a time, so that
+// lanes are neighbours on a ray and share cells. Table gradient: a few lanes walk a run of points of one
+// level and add to memory only what the next cell does not share. What bounds it is how many sectors of 32
+// bytes the adds touch, not how many numbers.
 #include "cuda/vector.cuh"
 #include "math/harmonics.h"
 #include "math/hashgrid.h"
@@ -212,7 +213,8 @@ struct Lanes {
 // Calls body with Lanes. Wide windows save adds where samples skip cells, and arithmetic where they do not.
 template <int F, class Body>
 void with_lanes(const Grid& grid, const Body& body) {
-  if (F < 8 && grid.level[grid.levels - 1].resolution > 512) return body(Lanes < F, F<8 ? 4 : 2>{});
+  constexpr int kWide = F < 8 ? 4 : 2;
+  if (grid.level[grid.levels - 1].resolution > 512) return body(Lanes<F, kWide>{});
   body(Lanes<F, 2>{});
 }
 
