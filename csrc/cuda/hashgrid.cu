@@ -1,6 +1,7 @@
-// Hash grid on CUDA. Forward and input gradient: a block takes 32 points, a warp one level at a time, a lane
-// one point, so that lanes are neighbours on a ray and share cells. Table gradient: a thread walks a run of
-// points of one level and adds to memory only when it leaves a cell.
+// Hash grid on CUDA. Forward and input gradient: a lane takes one point, a warp one level at a time, so that
+// lanes are neighbours on a ray and share cells. Table gradient: a few lanes walk a run of points of one
+// level and add to memory only what the next cell does not share. What bounds it is how many sectors of 32
+// bytes the adds touch, not how many numbers.
 #include "cuda/vector.cuh"
 #include "math/harmonics.h"
 #include "math/hashgrid.h"
@@ -92,8 +93,7 @@ struct Entries {
 
   __device__ __forceinline__ void load(int c, const T* from) {
 #pragma unroll
-    for (int w = 0; w < kWords; ++w)
-      corner[c].words[w] = __ldg(reinterpret_cast<const Word*>(from) + w);
+    for (int w = 0; w < kWords; ++w) corner[c].words[w] = __ldg(reinterpret_cast<const Word*>(from) + w);
   }
 
   // `table` is the level's. Inside a dense level neighbours along x are neighbours in memory.
@@ -119,8 +119,8 @@ struct Entries {
 template <class T, int F, class Y>
 __global__ void __launch_bounds__(32 * kMostWarps)
     hashgrid_forward_kernel(In<real, kPoints, 3> x, In<T, kEntries, kChannels> table,
-                            const __grid_constant__ Grid grid, int frequencies, int64_t waves, Sharing sharing,
-                            Out<Y, kPoints, kOutputs> y) {
+                            const __grid_constant__ Grid grid, int frequencies, int64_t waves,
+                            Sharing sharing, Out<Y, kPoints, kOutputs> y) {
   extern __shared__ __align__(16) unsigned char raw[];
   const Place me(sharing, x.size[0]);
   const int width = grid.levels * F + 6 * frequencies, pitch = staged_pitch<Y>(width);
@@ -202,8 +202,8 @@ static Walks walks(int64_t points, int levels, int64_t features) {
   return {run, (levels + passes - 1) / passes, passes, (points + run - 1) / run};
 }
 
-// Walks of F features per entry: C lanes own the vertices with x = 0 .. C - 1 modulo C, each cut into kParts of
-// at most 16 bytes. Adds of neighbouring lanes that meet in one sector of 32 bytes cost as much as one.
+// Walks of F features per entry: C lanes own the vertices with x = 0 .. C - 1 modulo C, each cut into kParts
+// of at most 16 bytes. Adds of neighbouring lanes that meet in one sector of 32 bytes cost as much as one.
 template <int F, int C>
 struct Lanes {
   static constexpr int kColumns = C, kParts = F < 8 ? 1 : 2, kAll = kColumns * kParts;
@@ -213,7 +213,8 @@ struct Lanes {
 // Calls body with Lanes. Wide windows save adds where samples skip cells, and arithmetic where they do not.
 template <int F, class Body>
 void with_lanes(const Grid& grid, const Body& body) {
-  if (F < 8 && grid.level[grid.levels - 1].resolution > 512) return body(Lanes<F, F < 8 ? 4 : 2>{});
+  constexpr int kWide = F < 8 ? 4 : 2;
+  if (grid.level[grid.levels - 1].resolution > 512) return body(Lanes<F, kWide>{});
   body(Lanes<F, 2>{});
 }
 
@@ -367,7 +368,8 @@ __global__ void __launch_bounds__(256)
       most < real(INFINITY) ? real(double(sums[i]) / exact_scale(*largest, points)) : real(NAN);
 }
 
-// The same schedule, with the rows of grad_y staged; then the warps' shares of each point are summed in order.
+// The same schedule, with the rows of grad_y staged; then the warps' shares of each point are summed in
+// order.
 template <class T, int F>
 __global__ void __launch_bounds__(32 * kMostWarps)
     hashgrid_input_gradient_kernel(In<real, kPoints, 3> x, In<T, kEntries, kChannels> table,
@@ -378,9 +380,8 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   const int width = grid.levels * F, pitch = staged_pitch<real>(width);
   real* tile = numbers + me.tile * kTile * pitch;
   const real* rows = grad_y.data + me.first * grad_y.size[1];
-  over_rows(sharing, me, width, [&](int r, int c, int) {
-    tile[r * pitch + c] = __ldg(rows + r * int(grad_y.size[1]) + c);
-  });
+  over_rows(sharing, me, width,
+            [&](int r, int c, int) { tile[r * pitch + c] = __ldg(rows + r * int(grad_y.size[1]) + c); });
   __syncthreads();
 
   Vec3 share = {0, 0, 0};

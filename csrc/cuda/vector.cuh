@@ -28,8 +28,8 @@ struct WordOf<16> {
   using type = uint4;
 };
 
-// Through the read-only path: nothing in the kernel may write what it reads here. `kLast`: nobody reads it again,
-// so it need not stay in any cache.
+// Through the read-only path: nothing in the kernel may write what it reads here. `kLast`: nobody reads it
+// again, so it need not stay in any cache.
 template <bool kLast = false, int N, class T>
 __device__ __forceinline__ void load_vector(const T* from, real (&to)[N]) {
   using Word = typename WordOf<int(N * sizeof(T))>::type;
