@@ -47,19 +47,44 @@ class TrainedScene(OpenRun):
         """Render one camera (a Cameras of length 1).
 
         heads: any of rgb, depth, opacity, normals, predicted_normals, feature. Returns images [h, w, ...] by
-        name; `depth` (median) and `expected_depth` [h, w] are distances along the ray in world units.
+        name. `feature` holds the channels of all feature heads; where a run has several, each can be had by
+        its own name (see `feature_heads`). `depth` (median) and `expected_depth` [h, w] are distances along
+        the ray in world units.
         ValueError names heads this run does not have.
         """
         heads = frozenset(heads)
         self._check(heads)
-        found = render_image(self.model, _on(camera, self.device), 0, heads | {"rgb"})
+        own = {name: self.feature_heads[name] for name in heads & self.feature_heads.keys()}
+        asked = (heads - own.keys()) | ({"feature"} if own else set())
+        found = render_image(self.model, _on(camera, self.device), 0, asked | {"rgb"})
+        found |= {name: found["feature"][..., channels] for name, channels in own.items()}
         for name in ("depth", "expected_depth"):
             if name in found:
                 found[name] = found[name] * self.world_from_scene.scale
         return found
 
+    @property
+    def feature_heads(self) -> dict[str, slice]:
+        """Which channels of a feature belong to which head; empty without a feature field."""
+        return self.model.fields.feature.heads if self.model.fields.feature is not None else {}
+
+    @property
+    def text_head(self) -> str:
+        """The head that text is compared with: `clip` among several, else the only one.
+
+        ValueError where there is none.
+        """
+        names = list(self.feature_heads)
+        if len(names) == 1:
+            return names[0]
+        if "clip" not in names:
+            raise ValueError(
+                f"no feature head is compared with text; this run has {', '.join(names) or 'none'}"
+            )
+        return "clip"
+
     def _check(self, heads: frozenset[str]) -> None:
-        have = set(HEADS)
+        have = set(HEADS) | self.feature_heads.keys()
         if self.model.fields.feature is None:
             have.discard("feature")
         if not self.config.model.fields.radiance.predicted_normals:
@@ -82,10 +107,10 @@ class TrainedScene(OpenRun):
     def similarity(self, camera: Cameras, positives: Tensor, negatives: Tensor | None = None) -> Tensor:
         """How well each pixel of a camera matches embeddings: [h, w] in 0..1 with negatives, else cosine.
 
-        positives [K, D] and negatives [M, D] have the feature field's width, as from a text encoder.
+        positives [K, D] and negatives [M, D] have the width of `text_head`, as from a text encoder.
         """
         features = self.render(camera, ("rgb", "feature"))["feature"]
-        return similarity(features, positives, negatives)
+        return similarity(features[..., self.feature_heads[self.text_head]], positives, negatives)
 
 
 def _on(camera: Cameras, device: torch.device) -> Cameras:

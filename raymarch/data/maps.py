@@ -6,8 +6,9 @@ A pixel reads the cell trunc(pixel * cells / pixels) of its image's grid (spec 1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,13 @@ class FeatureMaps:
     maps: tuple[Tensor, ...]  # [h, w, D] float16
     kind: str = "unnamed"  # what made them: clip, dino, ...
     mode: str = "nearest"  # how a pixel reads them
+    beside: tuple[FeatureMaps, ...] = ()  # maps of the same images for further heads
+    info: dict[str, Any] = field(default_factory=dict)  # what made them: encoder, weights, ...; JSON-ready
+
+    @property
+    def heads(self) -> tuple[FeatureMaps, ...]:
+        """These maps and those beside them, one per head."""
+        return (replace(self, beside=()), *self.beside)
 
     @property
     def width(self) -> int:
@@ -39,7 +47,11 @@ def feature_maps(
     """Check maps against images of sizes (width, height). `features`: FeatureMaps, [N, h, w, D] or a list."""
     if features is None:
         return None
+    beside: tuple[FeatureMaps, ...] = ()
+    info: dict[str, Any] = {}
     if isinstance(features, FeatureMaps):
+        checked = (feature_maps(x, sizes, names) for x in features.beside)
+        beside, info = tuple(x for x in checked if x is not None), features.info
         features, kind, mode = features.maps, features.kind, features.mode
     if mode not in MODES:
         raise SceneError(f"feature maps are read by mode {' or '.join(MODES)}, not {mode!r}")
@@ -50,7 +62,7 @@ def feature_maps(
     widths = sorted({x.shape[2] for x in maps})
     if len(widths) > 1:
         raise SceneError(f"feature maps differ in width: {widths}")
-    return FeatureMaps(maps, kind, mode)
+    return FeatureMaps(maps, kind, mode, beside, info)
 
 
 def _map(value, size: tuple[int, int], name: str) -> Tensor:

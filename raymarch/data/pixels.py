@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raymarch.data.error import SceneError
+from raymarch.data.maps import FeatureMaps
 from raymarch.data.scene import Scene
 from raymarch.types import Cameras, Pixels
 
@@ -45,16 +46,17 @@ class PixelSource:
             self.features = _flat(maps, torch.float16, self.device).view(-1, maps[0].shape[2])
             self.map_starts, self.map_sizes = _grid(maps, self.device)
             self.feature_mode = scene.features.mode
+            self._beside = [_MapsOnDevice(x, chosen, self.device) for x in scene.features.beside]
 
     @property
     def feature_width(self) -> int:
-        """D, or 0 without features."""
-        return 0 if self.features is None else self.features.shape[1]
+        """D, of all heads together, or 0 without features."""
+        return 0 if self.features is None else self.features.shape[1] + sum(x.width for x in self._beside)
 
     @property
     def bytes(self) -> int:
         """Memory held on the device."""
-        held = (self.images, self.valid, self.depth, self.features)
+        held = (self.images, self.valid, self.depth, self.features, *(x.cells for x in self._beside))
         return sum(x.numel() * x.element_size() for x in held if x is not None)
 
     def draw(self, counter: Tensor, count: int, stream: int = 0) -> Pixels:
@@ -94,7 +96,24 @@ class PixelSource:
         from raymarch.ops.pixels import gather_features
 
         grids = (self.map_starts, self.map_sizes, self.cameras.size)
-        return gather_features(self.features, *grids, camera, xy, self.feature_mode)
+        found = gather_features(self.features, *grids, camera, xy, self.feature_mode)
+        if not self._beside:
+            return found
+        more = [
+            gather_features(x.cells, x.starts, x.sizes, self.cameras.size, camera, xy, x.mode)
+            for x in self._beside
+        ]
+        return torch.cat([found, *more], dim=1)
+
+
+class _MapsOnDevice:
+    """The maps of one further head, one after another."""
+
+    def __init__(self, features: FeatureMaps, chosen: tuple[int, ...], device: torch.device):
+        maps = [features.maps[i] for i in chosen]
+        self.mode, self.width = features.mode, features.width
+        self.cells = _flat(maps, torch.float16, device).view(-1, self.width)  # [sum of cells, D]
+        self.starts, self.sizes = _grid(maps, device)
 
 
 def bytes_needed(scene: Scene, indices: Sequence[int]) -> int:
@@ -102,7 +121,7 @@ def bytes_needed(scene: Scene, indices: Sequence[int]) -> int:
     chosen = _checked(indices, len(scene.images))
     total = sum(scene.images[i].numel() for i in chosen)
     if scene.features is not None:
-        total += sum(2 * scene.features.maps[i].numel() for i in chosen)
+        total += sum(2 * head.maps[i].numel() for head in scene.features.heads for i in chosen)
     if scene.depths is not None and any(scene.depths[i] is not None for i in chosen):
         total += sum(4 * scene.images[i][:, :, 0].numel() for i in chosen)
     if scene.masks is not None and any(scene.masks[i] is not None for i in chosen):
