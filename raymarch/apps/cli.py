@@ -1,10 +1,10 @@
-"""The command line: raymarch demo | train | resume | eval | render | inspect | doctor."""
+"""The command line: raymarch demo | extract | train | resume | eval | render | inspect | doctor."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
@@ -34,6 +34,7 @@ def train(
     set: Set = (),
     downscale: int | None = None,
     split: str | None = None,
+    features: tuple[Path, ...] = (),
     device: Device = "auto",
 ) -> None:
     """Train on a folder of posed photos.
@@ -46,8 +47,11 @@ def train(
         set: Change a setting, as model.sampler.samples=256,96,48. May be given several times.
         downscale: Shrink photos by this whole factor.
         split: How photos are held out: every8, fraction, none (default: the scene's own split, else every8).
+        features: Feature files to distil, one head each (default, for a preset with a feature field: what
+            `raymarch extract` left in the scene's folder).
         device: Where to run.
     """
+    from raymarch.apps.extraction import features_for
     from raymarch.config import override
     from raymarch.config import preset as named
     from raymarch.data.scene import load
@@ -59,11 +63,53 @@ def train(
     if steps is not None:
         config = override(config, f"train.trainer.steps={steps}")
     run = out or Path("runs") / f"{scene.resolve().name}-{preset}"
-    loaded = load(scene, downscale=downscale, split=split)
-    _say(*(f"note: {problem}" for problem in loaded.problems))
-    source = {"path": str(scene.resolve()), "options": {"downscale": downscale, "split": split}}
+    files, told = features_for(scene, features, config.model.fields.feature.width > 0)
+    if files and not config.model.fields.feature.width:
+        config = override(config, "model.fields.feature.width=1")  # the files know the width
+    options: dict[str, Any] = {"downscale": downscale, "split": split}
+    if files:
+        options["features"] = [str(file) for file in files]
+    loaded = load(scene, **options)
+    _say(*(f"note: {line}" for line in (*told, *loaded.problems)))
+    source = {"path": str(scene.resolve()), "options": options}
     _train(start(loaded, config, run, device, source))
     print(run)
+
+
+def extract(
+    scene: Positional[Path],
+    encoder: str = "clip",
+    model: str | None = None,
+    weights: str | None = None,
+    out: Path | None = None,
+    size: int | None = None,
+    fit: Literal["stretch", "drop"] = "stretch",
+    facet: Literal["key", "token"] | None = None,
+    device: Device = "auto",
+) -> None:
+    """Extract dense features of every photo, to distil. Run again, it goes on where it stopped.
+
+    Args:
+        scene: Folder of posed photos.
+        encoder: clip, dino or dinov2, or several with commas, each into a file of its own.
+        model: A model of open_clip or timm, as ViT-B-16 (default: ViT-L-14-336-quickgelu,
+            vit_small_patch8_224 or vit_large_patch14_dinov2).
+        weights: A file, a folder with open_clip_config.json and weights, or a tag to download.
+        out: Feature file (default: features_ENCODER.safetensors in the scene's folder).
+        size: Pixels of the shorter side that the network sees; 0 for the photo's own (default: the model's).
+        fit: stretch photos by less than half a patch, so that patches fill them, or drop what fills none.
+        facet: Which part of a DINO network (default: key for dino, token for dinov2).
+        device: Where to run.
+    """
+    from raymarch.apps.extraction import run as extract_all
+    from raymarch.train.runs import pick_device
+
+    options: dict[str, Any] = {"facet": facet} if facet else {}
+    encoders = [name.strip() for name in encoder.split(",")]
+    for line in extract_all(
+        scene, encoders, model, weights, out, pick_device(device), size=size, fit=fit, **options
+    ):
+        print(line)
 
 
 def resume(run: Positional[Path], steps: int | None = None, device: Device = "auto") -> None:
@@ -163,7 +209,7 @@ def doctor() -> None:
     examine()
 
 
-COMMANDS = {f.__name__: f for f in (demo, train, resume, eval, render, inspect, doctor)}
+COMMANDS = {f.__name__: f for f in (demo, extract, train, resume, eval, render, inspect, doctor)}
 
 
 def _say(*lines: str) -> None:
@@ -193,6 +239,7 @@ def _mendable(error: Exception) -> bool:
 
     from raymarch.config import ConfigError
     from raymarch.data.scene import SceneError
+    from raymarch.features.encoder import EncoderError
     from raymarch.train.checkpoint import CheckpointError
     from raymarch.train.evaluate import OutOfMemory
     from raymarch.train.runs import DeviceError
@@ -204,7 +251,16 @@ def _mendable(error: Exception) -> bool:
             "checkpoints saved so far are intact",
         )
         return True
-    ours = (ConfigError, SceneError, CheckpointError, DeviceError, TrainingError, OutOfMemory, UserStop)
+    ours = (
+        ConfigError,
+        SceneError,
+        CheckpointError,
+        DeviceError,
+        EncoderError,
+        TrainingError,
+        OutOfMemory,
+        UserStop,
+    )
     return isinstance(error, ours) or (isinstance(error, (FileNotFoundError, IndexError)) and _direct(error))
 
 

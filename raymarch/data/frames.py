@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ import numpy as np
 from raymarch.data import depth as depths
 from raymarch.data import images
 from raymarch.data.error import SceneError, some
-from raymarch.data.maps import FeatureMaps, read_feature_maps
+from raymarch.data.feature_files import read_feature_maps
+from raymarch.data.maps import FeatureMaps
 from raymarch.data.scene import Scene
 from raymarch.data.similarity import Similarity
 
@@ -34,10 +35,19 @@ class Options:
     orientation: str | None = None
     center: str | None = None
     scale: str | float | None = None
-    features: object = None  # FeatureMaps, arrays, or the path of a .npz
+    features: object = None  # FeatureMaps, arrays, or paths of feature files, one per head
     skip_unreadable: bool = False
     threads: int | None = None
     progress: Callable[[int, int], None] | None = None
+    only_list: bool = False  # raise Listed instead of opening any image
+
+
+class Listed(Exception):
+    """Not an error: the frames with an image, for who asked for nothing else."""
+
+    def __init__(self, frames: list[Frame]):
+        super().__init__(f"{len(frames)} frames")
+        self.frames = frames
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,8 @@ def assemble(listing: Listing, options: Options) -> Scene:
     """Decode every frame that has an image, and build the checked Scene."""
     problems: list[str] = []
     kept = _frames_with_images(listing, problems)
+    if options.only_list:
+        raise Listed(kept)
     _all_or_none(kept, "mask")
     loaded = _decode(kept, listing, options, problems)
     problems += [x.problem for x in loaded if x.problem]
@@ -114,7 +126,7 @@ def assemble(listing: Listing, options: Options) -> Scene:
         names=names,
         distortion=np.array([twelve(x.frame.lens.distortion) for x in loaded]),
         lens=[x.frame.lens.model for x in loaded],
-        features=_features(options.features, names),
+        features=_features(options.features, [x.frame for x in loaded]),
         masks=[x.mask for x in loaded],
         depths=[x.depth for x in loaded],
         normals=[x.normals for x in loaded],
@@ -254,5 +266,15 @@ def twelve(terms: Sequence[float]) -> np.ndarray:
     return np.array([*terms, *[0.0] * (12 - len(terms))])
 
 
-def _features(features, names: list[str]) -> FeatureMaps | object:
-    return read_feature_maps(features, names) if isinstance(features, (str, Path)) else features
+def _features(features, frames: Sequence[Frame]) -> FeatureMaps | object:
+    """Maps from the files that were named, one head each; anything else is for Scene.from_arrays to judge."""
+    paths = [features] if isinstance(features, (str, Path)) else features
+    if (
+        not isinstance(paths, (list, tuple))
+        or not paths
+        or not all(isinstance(x, (str, Path)) for x in paths)
+    ):
+        return features
+    names, images = [x.name for x in frames], [x.image for x in frames]
+    first, *more = (read_feature_maps(path, names, images) for path in paths)
+    return replace(first, beside=tuple(more))

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raymarch.data.error import SceneError, some
+from raymarch.data.error import SceneError
 
 MODES = ("nearest", "bilinear")
 FLOATS = ("float16", "float32", "float64", "bfloat16")
@@ -79,24 +78,3 @@ def _map(value, size: tuple[int, int], name: str) -> Tensor:
     if not half.isfinite().all():
         raise SceneError(f"the feature map of {name} holds numbers that are not finite or exceed 65504")
     return half
-
-
-def read_feature_maps(path: str | Path, names: Sequence[str]) -> FeatureMaps:
-    """Maps from a .npz of `features` [N, h, w, D] (or `features_int8` and `scale` [D]) and `file_names` [N].
-
-    Maps are matched to `names` by file name. Nothing in the file is executed (no pickle).
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            rows = {str(x): i for i, x in enumerate(stored["file_names"])}
-            packed = "features_int8" in stored
-            values = stored["features_int8"] * stored["scale"] if packed else stored["features"]
-    except FileNotFoundError:
-        raise SceneError(f"feature file {path} does not exist") from None
-    except Exception as error:  # damaged archives raise whatever their damage hits first
-        raise SceneError(f"feature file {path} cannot be read: {error}") from None
-    if len(rows) != len(values):
-        raise SceneError(f"feature file {path} has {len(values)} maps and {len(rows)} different file names")
-    if missing := [name for name in names if name not in rows]:
-        raise SceneError(f"feature file {path} has no map for {some(missing)}")
-    return FeatureMaps(tuple(torch.from_numpy(values[rows[x]]) for x in names), Path(path).stem)
