@@ -85,8 +85,8 @@ class FeatureWriter:
             found = None
         if found is None or not found.info:
             raise SceneError(
-                f"{self.path} exists and is not a readable file of `raymarch extract`; move it away or choose "
-                "another --out"
+                f"{self.path} exists and is not a readable file of `raymarch extract`: move it away or "
+                "choose another --out"
             )
         return found if same_recipe(found.info, recipe) else None
 

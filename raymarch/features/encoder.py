@@ -188,8 +188,10 @@ def text_embeddings(
     Embeddings are scaled to one before the mean and after it (CLIP's zero-shot recipe). EncoderError for a
     text without a word, one with more tokens than the tower takes, and templates without {}.
     """
+    if isinstance(texts, str) or isinstance(templates, str):
+        raise EncoderError("text_embeddings: expected lists of texts and of templates, got a bare string")
     texts, templates = list(texts), list(templates)
-    if isinstance(texts, str) or not texts:
+    if not texts:
         raise EncoderError("text_embeddings: expected at least one text")
     for text in texts:
         if not isinstance(text, str) or not text.strip():
