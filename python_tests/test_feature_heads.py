@@ -144,6 +144,20 @@ def test_both_heads_learn_and_come_back_from_a_checkpoint(scene, tmp_path, devic
         assert torch.equal(value.cpu(), again.state()[name].cpu()), name
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_replayed_step_with_two_heads_equals_an_eager_one(scene):
+    def after(graph):
+        trainer = start(scene, config(**{"train.trainer.graph": graph}), device="cuda")
+        for _ in trainer.iterate(20):
+            pass
+        return trainer
+
+    replayed, eager = after("true"), after("false")
+    assert replayed._graphs and not eager._graphs
+    for name, value in eager.state().items():
+        torch.testing.assert_close(replayed.state()[name], value, rtol=2e-2, atol=2e-3, msg=name)
+
+
 def test_resuming_with_other_features_is_refused(scene, tmp_path):
     run = tmp_path / "run"
     start(scene, config(), run, "cpu").save()

@@ -208,7 +208,7 @@ def _optional(module: str, install: str, use: str) -> Finding:
 def _mend(module: str, install: str) -> str:
     if module in ("torchvision", "open_clip", "timm") and _broken("torchvision"):
         return (
-            "torchvision was built for another torch (PyPI's does not load beside a CPU build of torch): make "
+            "torchvision was built for another torch (PyPI's does not load beside the CPU torch): make "
             "an environment with pip install torch==2.14.1 torchvision open_clip_torch timm."
         )
     return f"reinstall {install}."
