@@ -47,6 +47,7 @@ def trained(scene, steps, **knobs):
     config = preset("tiny")
     for name, value in {
         "train.trainer.steps": steps,
+        "train.trainer.rays": 768,
         "model.fields.feature.width": 1,
         "model.losses.distortion": 0.0,
         "model.poses.mode": "off",
@@ -93,7 +94,7 @@ PAINT = {  # what the synthetic scene's things are called in LVIS
 def synthetic():
     """The synthetic scene painted with LVIS words and distilled: the truth, and what held-out cameras see."""
     words = table("lvis_v1")
-    truth = make_scene(views=36, test_views=4, size=96, seed=0)
+    truth = make_scene(views=30, test_views=4, size=96, seed=0)
     vectors = torch.stack([words[PAINT[name]] for name in truth.names])
     truth = replace(truth, feature_vectors=vectors)
     maps = noisy(feature_maps(truth, 2).float(), 1)
@@ -107,7 +108,7 @@ def synthetic():
         center="none",
         scale=1.0,
     )
-    return truth, held_out(trained(scene, 800), scene)
+    return truth, held_out(trained(scene, 600), scene)
 
 
 @pytest.mark.parametrize("name", ["red ball", "mug", "crate", "cone", "barrel", "ring", "lemon", "book"])
@@ -139,13 +140,13 @@ def test_held_out_features_are_as_good_as_the_maps_allow(synthetic):
 
 def test_a_statue_among_photos_is_found_by_its_word():
     words = table("lvis_v1")
-    photos = load(SHARED / "head", downscale=4)
+    photos = load(SHARED / "head", downscale=4, center="focus")
     assert photos.masks is not None
     statue = words["sculpture"]
     images, maps = [], []
     for i, (image, kept) in enumerate(zip(photos.images, photos.masks, strict=True)):
         images.append(torch.cat([image[..., :3], 255 * kept[..., None].to(torch.uint8)], -1))
-        maps.append(noisy(kept[..., None].float() * statue, i)[: image.shape[0], : image.shape[1]])
+        maps.append(noisy(kept[..., None].float() * statue, i))
     scene = replace(
         photos,
         images=tuple(images),
@@ -153,11 +154,14 @@ def test_a_statue_among_photos_is_found_by_its_word():
         background="white",
         features=FeatureMaps(tuple(x.half() for x in maps), "clip"),
     )
-    trainer = trained(scene, 800)
+    # Cameras stand at 1.02 to 1.08 and the data set's near and far are 0.86 and 1.08: the head lies in here.
+    # Without a box nothing keeps a white wall from standing behind the head.
+    trainer = trained(scene, 300, **{"model.rays.box": "(-0.5, -0.5, -0.5, 0.5, 0.5, 0.5)"})
     others = torch.stack([words[w] for w in ("mug", "book", "chair", "banana", "dog", "curtain")])
     found, real, rendered, allowed = [], [], [], []
     for i, frame in zip(scene.test, held_out(trainer, scene), strict=True):
         kept = photos.masks[i]
+        # A cosine knows no length, so what is barely there looks like what it is mixed with.
         hit = similarity(frame["feature"], statue, others) * frame["opacity"]
         found.append(mask(hit))
         real.append(kept)
