@@ -40,7 +40,8 @@ class PixelSource:
         self.images = _flat(photos, torch.uint8, self.device)  # [sum of h * w * channels]
         self.valid = _valid(scene, chosen, self._starts, self.device)  # [K] pixels the masks keep, or None
         self.depth = _depths(scene, chosen, self.device)  # [sum of h * w], or None
-        self.features: Tensor | None = None  # [sum of cells, D] float16
+        self.features: Tensor | None = None  # [sum of cells, D] float16, of the first head
+        self._beside: list[_MapsOnDevice] = []  # of the others
         if scene.features is not None:
             maps = [scene.features.maps[i] for i in chosen]
             self.features = _flat(maps, torch.float16, self.device).view(-1, maps[0].shape[2])
