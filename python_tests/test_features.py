@@ -16,7 +16,14 @@ from test_data import photo, write_scene
 
 from raymarch.apps import cli
 from raymarch.data.feature_files import open_feature_file, same_recipe
-from raymarch.features.encoder import EncoderError, interpolated, open_encoder, required, text_embeddings
+from raymarch.features.encoder import (
+    EncoderError,
+    interpolated,
+    open_encoder,
+    open_recorded,
+    required,
+    text_embeddings,
+)
 
 try:
     open_clip, timm = required("open_clip", "this test"), required("timm", "this test")
@@ -266,6 +273,18 @@ def test_encoders_that_cannot_be_opened_say_why(saved, tmp_path, monkeypatch):
         open_encoder("sam")
 
 
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_half_precision_as_on_a_gpu_gives_the_same_features(saved, name):
+    encoder = open_encoder("clip", weights=str(saved / name))
+    picture = photo(100, 70, 3)
+    full, words = encoder.encode(picture).float(), text_embeddings(encoder, ["mug"])
+    encoder._network.half()
+    encoder._dtype = torch.float16
+    torch.testing.assert_close(encoder.encode(picture).float(), full, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(text_embeddings(encoder, ["mug"]), words, rtol=2e-2, atol=2e-2)
+
+
 # --- DINO ---
 
 
@@ -388,7 +407,12 @@ def test_photos_to_two_heads_on_the_command_line(saved, dino_weights, tmp_path, 
     scene = raymarch.load(run, "cpu")
     kept = {head["name"]: head["info"] for head in scene.meta["scene"]["features"]}
     assert same_recipe(kept["clip"], encoder.recipe)
-    words = text_embeddings(encoder, ["mug"])
+    words = text_embeddings(open_recorded(kept["clip"]), ["mug"])
+    assert torch.equal(words, text_embeddings(encoder, ["mug"]))
+    with pytest.raises(EncoderError, match="holds other weights"):
+        open_recorded({**kept["clip"], "weights_sha256": "0"})
+    with pytest.raises(EncoderError, match="not made by"):
+        open_recorded({})
     assert scene.similarity(scene.camera("test", 0), words).shape == (24, 32)
     last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     assert {"feature_dino", "feature_clip"} <= last.keys()

@@ -19,7 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raymarch.features.encoder import RECIPE, EncoderError, Patches, interpolated, required, sha256_of
+from raymarch.features.encoder import (
+    RECIPE,
+    EncoderError,
+    Patches,
+    interpolated,
+    place_of,
+    required,
+    sha256_of,
+)
 
 MODEL = "ViT-L-14-336-quickgelu"
 WEIGHTS = "openai"
@@ -89,7 +97,7 @@ class Clip:
             "recipe": RECIPE,
             "encoder": "clip",
             "model": where.name if where else model,
-            "weights": str(weights or _tag(open_clip, model)),
+            "weights": place_of(weights, _tag(open_clip, model)),
             "weights_sha256": sha256_of(source),
             "size": self._patches.size,
             "fit": fit,

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raymarch.features.encoder import RECIPE, EncoderError, Patches, interpolated, required, sha256_of
+from raymarch.features.encoder import (
+    RECIPE,
+    EncoderError,
+    Patches,
+    interpolated,
+    place_of,
+    required,
+    sha256_of,
+)
 
 MODELS = {"dino": "vit_small_patch8_224.dino", "dinov2": "vit_large_patch14_dinov2.lvd142m"}
 SIZES = {"dino": 224, "dinov2": 518}  # pixels of the shorter side
@@ -70,7 +78,7 @@ class Dino:
             "recipe": RECIPE,
             "encoder": name,
             "model": model,
-            "weights": str(weights or "default"),
+            "weights": place_of(weights, model.partition(".")[2]),
             "weights_sha256": sha256_of(file) if file else _digest(network),
             "size": self._patches.size,
             "fit": fit,

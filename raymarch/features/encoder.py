@@ -179,6 +179,32 @@ def open_encoder(
     return module.open_(name, model, weights, torch.device(device), size, fit, **options)
 
 
+def open_recorded(
+    recipe: dict[str, Any], weights: str | None = None, device: torch.device | str = "cpu"
+) -> Encoder:
+    """The encoder that a feature file or a checkpoint's head came from, to ask it words.
+
+    weights: where its weights lie now, if elsewhere than then. EncoderError where there are none or others.
+    """
+    if not recipe.get("encoder"):
+        raise EncoderError("these features were not made by `raymarch extract`: open their encoder yourself")
+    options = {k: recipe[k] for k in ("size", "fit", "facet", "stride") if k in recipe}
+    place = weights or recipe["weights"]
+    found = open_encoder(recipe["encoder"], recipe["model"], place, device, **options)
+    if found.recipe["weights_sha256"] != recipe["weights_sha256"]:
+        raise EncoderError(
+            f"{place} holds other weights of {recipe['model']} than those the features were made with: give "
+            "the same with --weights"
+        )
+    return found
+
+
+def place_of(weights: str | None, default: str) -> str:
+    """How a recipe spells where weights came from: an absolute path, or a tag."""
+    path = Path(weights).expanduser() if weights else None
+    return str(path.resolve()) if path is not None and path.exists() else weights or default
+
+
 @torch.no_grad()
 def text_embeddings(
     encoder: TextEncoder, texts: Iterable[str], templates: Iterable[str] = ("{}",), batch: int = 64
