@@ -391,6 +391,9 @@ def test_captured_frames_are_those_without_a_graph(model, scene):
         for camera in (0, 1):
             for chunk in (128, 1 << 14):
                 got = with_graph.render(cameras, camera, heads, mode, chunk=chunk)
+                junk = [torch.full((4**k,), 1 << 40, device="cuda") for k in range(12)]  # over what is free
+                again = with_graph.render(cameras, camera, heads, mode, chunk=chunk)
+                assert all(torch.equal(got[name], again[name]) for name in got) and junk
                 want = without.render(cameras, camera, heads, mode, chunk=chunk)
                 for name in want:
                     torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-4)

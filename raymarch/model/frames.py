@@ -27,6 +27,7 @@ IMAGE_HEADS = frozenset({"rgb", "depth", "opacity"})
 TILE_WIDTH, TILE_HEIGHT = 8, 4
 TILE = TILE_WIDTH * TILE_HEIGHT
 MOST_RAYS = 1 << 18  # in flight: more gain nothing
+MOST_RECORDED = 4  # captured chunks that are kept, of other sizes or heads
 CPU_RAYS = 1 << 14
 FEATURE_ROWS = 1 << 15  # pixels whose feature vectors are made at once
 
@@ -82,7 +83,7 @@ class Recorded:
 
     graph: torch.cuda.CUDAGraph
     canvas: Canvas
-    rays: int
+    held: tuple[Tensor | None, ...]  # which the graph reads and nobody else would keep
 
 
 class FrameRenderer:
@@ -113,7 +114,8 @@ class FrameRenderer:
         heads: those of `raymarch.model.HEADS`, and `similarity` [h, w, K], the cosines of `embeddings` [K, D]
         with the features of the head that text is compared with. `mode` "reduced" is faster and close
         (`raymarch.model.reduced`). `chunk` is the number of rays in flight, by default from free memory.
-        Feature images that would not fit into `max_gb` are returned on the host. ValueError for unknown modes and missing embeddings; OutOfMemory.
+        Feature images that would not fit into `max_gb` are returned on the host.
+        ValueError for unknown modes and missing embeddings; OutOfMemory.
         """
         if mode not in MODES:
             raise ValueError(f"render: mode is {mode!r}, expected one of {', '.join(MODES)}")
@@ -287,6 +289,8 @@ class FrameRenderer:
         key = (*key, self._addresses())
         found = self._recorded.get(key)
         if found is None:
+            while len(self._recorded) >= MOST_RECORDED:  # the oldest goes, with its images
+                del self._recorded[next(iter(self._recorded))]
             found = self._recorded[key] = self._record(width, height, step, heads, mode, rays, chunks, device)
         for i in range(chunks):
             self._first.fill_(i * rays)
@@ -327,7 +331,7 @@ class FrameRenderer:
             numbers = canvas.order.index_select(0, at), canvas.xy.index_select(0, at), low, apart
             self._chunk(camera, canvas, numbers, mode, heads)
 
-        return Recorded(self._captured(body), canvas, rays)
+        return Recorded(self._captured(body), canvas, (within, apart, low_within))
 
     def _captured(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         assert self._first is not None
@@ -405,7 +409,8 @@ def bytes_per_ray(model: Model, heads: frozenset[str], mode: str, fused: bool) -
     normals = bool(heads & {"normals", "predicted_normals"})
     if mode == "reduced":
         config = model.config.reduced
-        return 4 * (8 * config.samples + 120 + config.kept * (400 * normals + 400 * features))
+        costly = 600 * normals + 1200 * features // config.feature_step**2
+        return 4 * (8 * config.samples + 120) + config.kept * costly
     samples = model.config.sampler.samples
     if fused and not normals and reduced.networks_fit(model.fields.radiance):
         return 4 * (6 * max(samples) + 120)

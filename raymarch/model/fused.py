@@ -146,9 +146,9 @@ class FusedPipeline:
         if (why := unsupported(model)) is not None:
             raise ValueError(f"fused stages cannot train this model: {why}; use train.trainer.fused=false")
         self.model, self.cameras, self.config = model, cameras, model.config
-        self._halves = (
-            cameras.camera_to_worlds.is_cuda
-        )  # what networks read: on tensor cores it is rounded anyway
+        # What networks read on tensor cores is rounded anyway.
+        self._halves = cameras.camera_to_worlds.is_cuda
+        self._encoded = torch.float16 if self._halves else None
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._weighings: dict[tuple, Weighing] = {}
         self._seeds: dict[int, Tensor] = {}
@@ -185,7 +185,7 @@ class FusedPipeline:
         levels, level = [], Level(rayed.s, rayed.t, rayed.y)
         for i, proposal in enumerate(self._proposals()):
             y = level.y.view(-1, 3)
-            encoded = proposal.grid.look_up(y)
+            encoded = proposal.grid.look_up(y, dtype=self._encoded)
             h = proposal.mlp.run(encoded)
             density = proposal.config.average_init_density
             w, s, t, y_new = resample(
@@ -269,7 +269,7 @@ class FusedPipeline:
         """What the fields hold at the last level's samples."""
         radiance, feature = self.model.fields.radiance, self.model.fields.feature
         y, config = rays.last.y.view(-1, 3), radiance.config
-        encoded = radiance.grid.look_up(y)
+        encoded = radiance.grid.look_up(y, dtype=self._encoded)
         h = radiance.mlp.run(encoded)
         codes = radiance.appearance if config.appearance else None
         signs = SIGNS.index(config.harmonics)
@@ -287,7 +287,7 @@ class FusedPipeline:
     def _feature_inputs(self, y: Tensor) -> Tensor:
         feature = self._feature()
         if feature.grid is not None:
-            return feature.grid.look_up(y, feature.fourier)
+            return feature.grid.look_up(y, feature.fourier, self._encoded)
         assert feature.fourier is not None
         return fourier_forward(y, feature.fourier.frequencies, LAYOUTS.index(feature.fourier.layout))
 
