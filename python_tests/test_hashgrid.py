@@ -389,7 +389,7 @@ def test_bad_tables_are_named():
         hashgrid(x, random_table(SMALL, 3), *SMALL)
     with pytest.raises(ValueError, match="stored has shape"):
         hashgrid(x, random_table(SMALL, 2), *SMALL, stored=random_table(SMALL, 4).half())
-    with pytest.raises(TypeError, match=r"dtype is torch.int8, expected torch.float32, float16 or bfloat16"):
+    with pytest.raises(TypeError, match=r"dtype is torch\.int8, expected"):
         hashgrid(x, random_table(SMALL, 2), *SMALL, dtype=torch.int8)
     with pytest.raises(TypeError, match="pass a half copy as stored"):
         hashgrid(x, random_table(SMALL, 2).half().requires_grad_(), *SMALL)

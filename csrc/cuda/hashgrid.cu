@@ -1,6 +1,7 @@
-// Hash grid on CUDA. Forward and input gradient: a block takes 32 points, a warp one level at a time, a lane
-// one point, so that lanes are neighbours on a ray and share cells. Table gradient: a thread walks a run of
-// points of one level and adds to memory only when it leaves a cell.
+// Hash grid on CUDA. Forward and input gradient: a lane takes one point, a warp one level at a time, so that
+// lanes are neighbours on a ray and share cells. Table gradient: a few lanes walk a run of points of one
+// level and add to memory only what the next cell does not share. What bounds it is how many sectors of 32
+// bytes the adds touch, not how many numbers.
 #include "cuda/vector.cuh"
 #include "math/harmonics.h"
 #include "math/hashgrid.h"
@@ -9,7 +10,7 @@
 namespace raymarch {
 
 constexpr int kTile = 32;  // points per tile: one per lane
-constexpr int kMostWarps = 8;
+constexpr int kMostWarps = 5;
 
 // How the warps of a block share tiles: `warps` to a tile, `tiles` to a block.
 struct Sharing {
@@ -20,7 +21,7 @@ struct Sharing {
 // Every warp takes the same number of rounds, or one fewer. Narrow rows leave a warp enough room for a whole
 // tile, and then nothing waits for other warps.
 static Sharing sharing(int rounds_of_one, int64_t row_bytes) {
-  if (row_bytes <= 64) return {1, 4};
+  if (row_bytes < 64) return {1, 4};
   const int rounds = (rounds_of_one + kMostWarps - 1) / kMostWarps;
   return {(rounds_of_one + rounds - 1) / rounds, 1};
 }
@@ -92,8 +93,7 @@ struct Entries {
 
   __device__ __forceinline__ void load(int c, const T* from) {
 #pragma unroll
-    for (int w = 0; w < kWords; ++w)
-      corner[c].words[w] = __ldg(reinterpret_cast<const Word*>(from) + w);
+    for (int w = 0; w < kWords; ++w) corner[c].words[w] = __ldg(reinterpret_cast<const Word*>(from) + w);
   }
 
   // `table` is the level's. Inside a dense level neighbours along x are neighbours in memory.
@@ -119,8 +119,8 @@ struct Entries {
 template <class T, int F, class Y>
 __global__ void __launch_bounds__(32 * kMostWarps)
     hashgrid_forward_kernel(In<real, kPoints, 3> x, In<T, kEntries, kChannels> table,
-                            const __grid_constant__ Grid grid, int frequencies, int64_t waves, Sharing sharing,
-                            Out<Y, kPoints, kOutputs> y) {
+                            const __grid_constant__ Grid grid, int frequencies, int64_t waves,
+                            Sharing sharing, Out<Y, kPoints, kOutputs> y) {
   extern __shared__ __align__(16) unsigned char raw[];
   const Place me(sharing, x.size[0]);
   const int width = grid.levels * F + 6 * frequencies, pitch = staged_pitch<Y>(width);
@@ -185,22 +185,42 @@ struct ExactSum {
   }
 };
 
-constexpr int kRun = 48;  // points per walk
 constexpr int kWalkThreads = 128;
 
-// Walks of F features per entry: kColumns lanes own the vertices with x = 0 .. kColumns - 1 modulo kColumns,
-// each cut into kParts of at most 16 bytes. Adds of neighbouring lanes that meet in one sector of 32 bytes
-// cost as much as one.
-template <int F>
+// What one walk covers, and how many levels go at once. Levels that go together share rows of grad_y; fewer
+// levels share the second-level cache.
+struct Walks {
+  int run;     // points
+  int levels;  // per pass
+  int passes;
+  int64_t runs;
+};
+
+static Walks walks(int64_t points, int levels, int64_t features) {
+  const int run = points < (1 << 20) ? 24 : 96;  // few points need every thread more than long walks
+  const int most = features < 4 ? 8 : kMaxLevels, passes = (levels + most - 1) / most;
+  return {run, (levels + passes - 1) / passes, passes, (points + run - 1) / run};
+}
+
+// Walks of F features per entry: C lanes own the vertices with x = 0 .. C - 1 modulo C, each cut into kParts
+// of at most 16 bytes. Adds of neighbouring lanes that meet in one sector of 32 bytes cost as much as one.
+template <int F, int C>
 struct Lanes {
-  static constexpr int kColumns = F < 8 ? 4 : 2, kParts = F < 8 ? 1 : 2, kAll = kColumns * kParts;
+  static constexpr int kColumns = C, kParts = F < 8 ? 1 : 2, kAll = kColumns * kParts;
   static constexpr int kNumbers = F / kParts;
 };
 
+// Calls body with Lanes. Wide windows save adds where samples skip cells, and arithmetic where they do not.
+template <int F, class Body>
+void with_lanes(const Grid& grid, const Body& body) {
+  constexpr int kWide = F < 8 ? 4 : 2;
+  if (grid.level[grid.levels - 1].resolution > 512) return body(Lanes<F, kWide>{});
+  body(Lanes<F, 2>{});
+}
+
 // The sums of one lane: four vertices that share an x, with bits 0 and 1 for the upper y and z.
-template <int F, class Sum>
+template <int F, int kNumbers, class Sum>
 struct Column {
-  static constexpr int kNumbers = Lanes<F>::kNumbers;
   real sum[4][kNumbers] = {};
   int x = -1, y = 0, z = 0;
 
@@ -246,27 +266,26 @@ struct Column {
 // A group of lanes walks a run of consecutive points at one level, and adds to memory what falls out of its
 // window: kColumns vertices along x, two along y and z. Neighbouring groups are neighbouring levels, which
 // read a row of grad_y together.
-template <int F, class Sum>
+template <int F, class L, class Sum>
 __device__ __forceinline__ void walk(In<real, kPoints, 3> x, In<real, kPoints, kOutputs> grad_y,
-                                     const Grid& grid, const Sum& to) {
-  using L = Lanes<F>;
+                                     const Grid& grid, const Walks& walks, const Sum& to) {
   // Lanes ask for different levels, which constant memory would serve one by one.
   __shared__ Level levels[kMaxLevels];
   if (threadIdx.x < grid.levels) levels[threadIdx.x] = grid.level[threadIdx.x];
   __syncthreads();
-  const int per_run = grid.levels * L::kAll;
-  const int64_t thread = item(), run = thread / per_run;
-  const int64_t begin = run * kRun, end = min(begin + kRun, x.size[0]);
-  if (begin >= end) return;
-  const int in_run = int(thread - run * per_run), l = in_run / L::kAll;
+  const int per_run = walks.levels * L::kAll;
+  const int64_t thread = item(), of_all = thread / per_run, pass = of_all / walks.runs;
+  const int64_t begin = (of_all - pass * walks.runs) * walks.run, end = min(begin + walks.run, x.size[0]);
+  const int in_run = int(thread - of_all * per_run), l = int(pass) * walks.levels + in_run / L::kAll;
+  if (l >= grid.levels) return;
   const int part = in_run % L::kParts, residue = in_run / L::kParts % L::kColumns;
   const Level level = levels[l];
 
-  Column<F, Sum> own;
+  Column<F, L::kNumbers, Sum> own;
   const int pitch = int(grad_y.size[1]);
   const real* from = grad_y.data + begin * pitch + l * F + part * L::kNumbers;
   real next[L::kNumbers];
-  load_vector(from, next);
+  load_vector<true>(from, next);
   Vec3 next_at = load3(x.data, begin);
   for (int64_t i = begin; i < end; ++i) {
     // The next point is under way while this one is summed.
@@ -276,7 +295,7 @@ __device__ __forceinline__ void walk(In<real, kPoints, 3> x, In<real, kPoints, k
     for (int f = 0; f < L::kNumbers; ++f) flows |= (g[f] = next[f]) != real(0);
     const Vec3 at = next_at;
     if (i + 1 < end) {
-      load_vector(from += pitch, next);
+      load_vector<true>(from += pitch, next);
       next_at = load3(x.data, i + 1);
     }
     if (!flows) continue;  // masked points are common, and may have no position
@@ -304,11 +323,12 @@ __device__ __forceinline__ void walk(In<real, kPoints, 3> x, In<real, kPoints, k
   own.flush(level, part, true, 0, 0, to);
 }
 
-template <int F>
+template <int F, class L>
 __global__ void __launch_bounds__(kWalkThreads)
     hashgrid_backward_kernel(In<real, kPoints, 3> x, In<real, kPoints, kOutputs> grad_y,
-                             const __grid_constant__ Grid grid, Out<real, kEntries, kChannels> grad_table) {
-  walk<F>(x, grad_y, grid, FastSum{grad_table.data});
+                             const __grid_constant__ Grid grid, Walks walks,
+                             Out<real, kEntries, kChannels> grad_table) {
+  walk<F, L>(x, grad_y, grid, walks, FastSum{grad_table.data});
 }
 
 // The largest |gradient|, as the bits of a float, which order as the floats do. NaN orders above infinity.
@@ -329,11 +349,12 @@ __device__ __forceinline__ double exact_scale(int64_t largest, int64_t points) {
   return ldexp(1.0, 62 - exponent - (64 - __clzll(points)));
 }
 
-template <int F>
+template <int F, class L>
 __global__ void __launch_bounds__(kWalkThreads)
     hashgrid_backward_exact_kernel(In<real, kPoints, 3> x, In<real, kPoints, kOutputs> grad_y,
-                                   const __grid_constant__ Grid grid, int64_t* sums, const int64_t* largest) {
-  walk<F>(x, grad_y, grid, ExactSum{sums, exact_scale(*largest, x.size[0])});
+                                   const __grid_constant__ Grid grid, Walks walks, int64_t* sums,
+                                   const int64_t* largest) {
+  walk<F, L>(x, grad_y, grid, walks, ExactSum{sums, exact_scale(*largest, x.size[0])});
 }
 
 __global__ void __launch_bounds__(256)
@@ -347,7 +368,8 @@ __global__ void __launch_bounds__(256)
       most < real(INFINITY) ? real(double(sums[i]) / exact_scale(*largest, points)) : real(NAN);
 }
 
-// The same schedule, with the rows of grad_y staged; then the warps' shares of each point are summed in order.
+// The same schedule, with the rows of grad_y staged; then the warps' shares of each point are summed in
+// order.
 template <class T, int F>
 __global__ void __launch_bounds__(32 * kMostWarps)
     hashgrid_input_gradient_kernel(In<real, kPoints, 3> x, In<T, kEntries, kChannels> table,
@@ -358,9 +380,8 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   const int width = grid.levels * F, pitch = staged_pitch<real>(width);
   real* tile = numbers + me.tile * kTile * pitch;
   const real* rows = grad_y.data + me.first * grad_y.size[1];
-  over_rows(sharing, me, width, [&](int r, int c, int) {
-    tile[r * pitch + c] = __ldcs(rows + r * int(grad_y.size[1]) + c);
-  });
+  over_rows(sharing, me, width,
+            [&](int r, int c, int) { tile[r * pitch + c] = __ldg(rows + r * int(grad_y.size[1]) + c); });
   __syncthreads();
 
   Vec3 share = {0, 0, 0};
@@ -453,17 +474,21 @@ void hashgrid_backward(Cuda q, In<real, kPoints, 3> x, int64_t levels, int64_t b
   if (points == 0) return;  // the gradient is zero already
   with_features(grad_table.size[1], [&](auto features) {
     constexpr int F = decltype(features)::value;
-    const unsigned threads = blocks((points + kRun - 1) / kRun * levels * Lanes<F>::kAll, kWalkThreads);
-    if (!exact)
-      return launch("hashgrid_backward", hashgrid_backward_kernel<F>, threads, kWalkThreads, q, x, grad_y,
-                    grid, grad_table);
-    int64_t* largest = exact.data + numbers;
-    launch("hashgrid_backward", hashgrid_largest_kernel, 4 * multiprocessors(q), 256, q, grad_y,
-           grid.levels * F, largest);
-    launch("hashgrid_backward", hashgrid_backward_exact_kernel<F>, threads, kWalkThreads, q, x, grad_y, grid,
-           exact.data, largest);
-    launch("hashgrid_backward", hashgrid_from_exact_kernel, blocks(numbers, 256), 256, q, exact.data, largest,
-           points, grad_table);
+    const Walks by = walks(points, grid.levels, F);
+    with_lanes<F>(grid, [&](auto lanes) {
+      using L = decltype(lanes);
+      const unsigned grid_size = blocks(by.passes * by.runs * by.levels * L::kAll, kWalkThreads);
+      if (!exact)
+        return launch("hashgrid_backward", hashgrid_backward_kernel<F, L>, grid_size, kWalkThreads, q, x,
+                      grad_y, grid, by, grad_table);
+      int64_t* largest = exact.data + numbers;
+      launch("hashgrid_backward", hashgrid_largest_kernel, 4 * multiprocessors(q), 256, q, grad_y,
+             grid.levels * F, largest);
+      launch("hashgrid_backward", hashgrid_backward_exact_kernel<F, L>, grid_size, kWalkThreads, q, x, grad_y,
+             grid, by, exact.data, largest);
+      launch("hashgrid_backward", hashgrid_from_exact_kernel, blocks(numbers, 256), 256, q, exact.data,
+             largest, points, grad_table);
+    });
   });
 }
 

@@ -103,15 +103,15 @@ class HashGrid(nn.Module):
         self.refresh()
         return self.stored
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [P, 3] in [0, 1]. Returns [P, outputs] float32, level-major."""
-        settings = (*self.settings, self.interpolation)
-        return hashgrid(x, self.table, *settings, stored=self._looked_up(), layout=self.layout)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """x: [P, 3] in [0, 1]. Returns [P, outputs] in dtype (that of x), level-major."""
+        settings = (*self.settings, self.interpolation, self._looked_up(), self.layout)
+        return hashgrid(x, self.table, *settings, dtype)
 
-    def beside(self, fourier: Fourier, x: Tensor) -> Tensor:
+    def beside(self, fourier: Fourier, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """cat([self(x), fourier(x)], -1), written in one go: [P, outputs + fourier.outputs]."""
         stored, layouts = self._looked_up(), (self.layout, fourier.layout)
-        settings = (*self.settings, self.interpolation, stored, *layouts)
+        settings = (*self.settings, self.interpolation, stored, *layouts, dtype)
         return encode(x, self.table, fourier.frequencies, *settings)
 
     @torch.no_grad()
