@@ -45,6 +45,13 @@ def with_features(scene: Scene, width: int = 768, cell: int = 14, seed: int = 7)
     return replace(scene, features=FeatureMaps(tuple(maps)))
 
 
+def with_two_features(scene: Scene) -> Scene:
+    """Maps for two heads, as DINO and CLIP: 384 wide on a fine grid, 768 wide on a coarse one."""
+    clip, dino = with_features(scene).features, with_features(scene, 384, 8, 9).features
+    assert clip is not None and dino is not None
+    return replace(scene, features=replace(dino, kind="dino", beside=(replace(clip, kind="clip"),)))
+
+
 def configured(row: str) -> Config:
     """The preset of a row, its poses switched as the row's name says."""
     config = preset("f3rm" if row.startswith("f3rm") else "nerfacto")

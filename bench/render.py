@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from bench import frames
-from bench.quality import configured, with_features
+from bench.quality import configured, with_features, with_two_features
 from bench.record import merge
 from raymarch.data.scene import load
 from raymarch.train.runs import start
@@ -27,6 +27,7 @@ STEPS = {
     "nerfacto_4096": ("nerfacto_so3xr3", 4096, False),
     "f3rm_4096": ("f3rm", 4096, False),
     "f3rm_normals_4096": ("f3rm", 4096, True),
+    "f3rm_two_heads_4096": ("f3rm_two_heads", 4096, False),
     "f3rm_65536": ("f3rm", 65536, False),
 }
 
@@ -119,11 +120,11 @@ def main() -> None:
     args = parser.parse_args()
     device, command = torch.device("cuda"), "python -m bench.render"
     photos = load(args.scenes / "fox_full", split="every8")
-    featured = with_features(photos)
+    featured = {"f3rm": with_features, "f3rm_two_heads": with_two_features}
     for name in args.rows.split(","):
         row, rays, normals = STEPS[name]
         print(name, flush=True)
-        trainer = trainer_for(row, rays, normals, featured if row == "f3rm" else photos, device)
+        trainer = trainer_for(row, rays, normals, featured.get(row, lambda x: x)(photos), device)
         if "steps" in args.what:
             timed = args.steps if rays <= 4096 else max(30, args.steps // 6)
             found = time_steps(trainer, 2 * timed, timed)

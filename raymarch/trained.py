@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raymarch.features.query import similarity_from_hidden
 from raymarch.model import HEADS
+from raymarch.model.fields import text_head
 from raymarch.model.frames import FrameRenderer
 from raymarch.train.localize import Localisation, LocalizeConfig, Localizer
 from raymarch.train.refined import RefinedPoses, refined_poses
@@ -65,14 +66,21 @@ class TrainedScene(OpenRun):
 
         heads: any of rgb, depth, opacity, normals, predicted_normals, feature, similarity. Returns images [h,
         w, ...] by name; `depth` (median) and `expected_depth` [h, w] are distances along the ray in world
-        units, normals are in world axes, `similarity` [h, w, K] the cosines of features with `embeddings`
-        [K, D]. mode "reduced" is several times faster and close to "exact"; `model.reduced` holds its
-        switches and bounds. Feature images that do not fit on the GPU are returned in the host's memory.
+        units, normals are in world axes. `feature` holds the channels of all feature heads; where a run has
+        several, each can be had by its own name (see `feature_heads`). `similarity` [h, w, K] are the cosines
+        of `text_head` with `embeddings` [K, D]. mode "reduced" is several times faster and close to "exact";
+        `model.reduced` holds its switches and bounds. Feature images that do not fit on the GPU are returned
+        in the host's memory.
         ValueError names heads this run does not have, unknown modes and embeddings of another width.
         """
         heads = frozenset(heads)
         self._check(heads, embeddings)
-        found = self.frames.render(_on(camera, self.device), 0, heads | {"rgb"}, mode, embeddings)
+        own = heads & (self.feature_heads.keys() - {"feature"})
+        asked = heads - own | {"rgb"} | ({"feature"} if own else set())
+        found = self.frames.render(_on(camera, self.device), 0, asked, mode, embeddings)
+        found |= {name: found["feature"][..., self.feature_heads[name]] for name in own}
+        if "feature" not in heads:
+            found.pop("feature", None)
         for name in ("depth", "expected_depth"):
             if name in found:
                 found[name] = found[name] * self.world_from_scene.scale
@@ -81,16 +89,32 @@ class TrainedScene(OpenRun):
                 found[name] = self.world_from_scene.rotate(found[name])
         return found
 
+    @property
+    def feature_heads(self) -> dict[str, slice]:
+        """Which channels of a feature belong to which head; empty without a feature field."""
+        return self.model.fields.feature.heads if self.model.fields.feature is not None else {}
+
+    @property
+    def text_head(self) -> str:
+        """The head that text is compared with: `clip` among several, else the only one.
+
+        ValueError where there is none.
+        """
+        return text_head(self.feature_heads)
+
     def _check(self, heads: frozenset[str], embeddings: Tensor | None = None) -> None:
-        have = {*HEADS, "similarity"}
+        have = {*HEADS, "similarity"} | self.feature_heads.keys()
         if self.model.fields.feature is None:
             have -= {"feature", "similarity"}
         if not self.config.model.fields.radiance.predicted_normals:
             have.discard("predicted_normals")
         if missing := sorted(heads - have):
             raise ValueError(f"this run has no head {missing[0]!r}; it has {', '.join(sorted(have))}")
-        width = self.config.model.fields.feature.width
-        if embeddings is not None and (embeddings.dim() != 2 or embeddings.shape[1] != width):
+        if embeddings is None:
+            return
+        widths = {name: channels.stop - channels.start for name, channels in self.feature_heads.items()}
+        width = widths[self.text_head] if widths else 0
+        if embeddings.dim() != 2 or embeddings.shape[1] != width:
             raise ValueError(
                 f"embeddings have shape {list(embeddings.shape)}, expected [K, {width}], the run's features"
             )
@@ -110,14 +134,14 @@ class TrainedScene(OpenRun):
     def similarity(self, camera: Cameras, positives: Tensor, negatives: Tensor | None = None) -> Tensor:
         """How well each pixel of a camera matches embeddings: [h, w] in 0..1 with negatives, else cosine.
 
-        positives [K, D] and negatives [M, D] have the feature field's width, as from a text encoder.
+        positives [K, D] and negatives [M, D] have the width of `text_head`, as from a text encoder.
         """
         self._check(frozenset({"feature"}))
         heads = frozenset({"rgb", "feature_hidden"})
         hidden = self.frames.render(_on(camera, self.device), 0, heads)["feature_hidden"]
         feature = self.model.fields.feature
         assert feature is not None
-        return similarity_from_hidden(hidden, feature.layer.detach(), positives, negatives)
+        return similarity_from_hidden(hidden, feature.text_layer.detach(), positives, negatives)
 
     def poses(self) -> RefinedPoses:
         """The training cameras before and after refinement, with corrections in degrees and world units."""

@@ -111,10 +111,11 @@ class FrameRenderer:
     ) -> dict[str, Tensor]:
         """One frame, head by head: `rgb` [h, w, 3], `depth` [h, w] in scene units, ...
 
-        heads: those of `raymarch.model.HEADS`, and `similarity` [h, w, K], the cosines of features and
-        `embeddings` [K, D]. `mode` "reduced" is faster and close (`raymarch.model.reduced`). `chunk` is the
-        number of rays in flight, by default from free memory. Feature images that would not fit into `max_gb`
-        are returned on the host. ValueError for unknown modes and missing embeddings; OutOfMemory.
+        heads: those of `raymarch.model.HEADS`, and `similarity` [h, w, K], the cosines of `embeddings` [K, D]
+        with the features of the head that text is compared with. `mode` "reduced" is faster and close
+        (`raymarch.model.reduced`). `chunk` is the number of rays in flight, by default from free memory.
+        Feature images that would not fit into `max_gb` are returned on the host.
+        ValueError for unknown modes and missing embeddings; OutOfMemory.
         """
         if mode not in MODES:
             raise ValueError(f"render: mode is {mode!r}, expected one of {', '.join(MODES)}")
@@ -366,7 +367,7 @@ class FrameRenderer:
         assert feature is not None
         if "similarity" in heads:
             assert embeddings is not None
-            values = reduced.cosines(low, self._folded(feature.layer, embeddings))
+            values = reduced.cosines(low, self._folded(feature.text_layer, embeddings))
             small = depth[::step, ::step]
             found["similarity"] = reduced.filled_in(values, small, depth, step) if step > 1 else values
         if "feature" in heads:

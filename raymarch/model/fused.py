@@ -55,6 +55,8 @@ def unsupported(model: Model) -> str | None:
     config = model.config
     if config.losses.depth > 0:
         return "the depth loss is composed only (model.losses.depth)"
+    if model.fields.feature is not None and len(model.fields.feature.heads) > 1:
+        return "the losses of several feature heads are composed only (model.fields.feature.heads)"
     if config.renderer.feature_path != "deferred":
         return "features are composited hidden only (model.renderer.feature_path)"
     return None
