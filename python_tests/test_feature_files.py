@@ -85,6 +85,19 @@ def test_a_file_holds_every_photos_map_as_extracted(folder):
     assert scene.features.width == WIDTH and scene.names == tuple(name for name, _ in listed)
 
 
+def test_features_of_photos_hold_for_smaller_copies_of_them(folder):
+    path = extract(folder, Means()).path
+    for image in sorted((folder / "images").iterdir()):
+        small = folder / "images_2" / image.name
+        small.parent.mkdir(exist_ok=True)
+        Image.open(image).resize((6, 4)).save(small)
+    scene = load(folder, downscale=2, features=path)
+    assert any("images_2" in note for note in scene.notes) and scene.features.width == WIDTH
+    Image.fromarray(photo(12, 8, 77)).save(folder / "images" / "002.png")
+    with pytest.raises(SceneError, match=r"002\.png has changed"):
+        load(folder, downscale=2, features=path)
+
+
 def test_any_reader_of_safetensors_opens_the_file(folder):
     found = extract(folder, Means())
     tensors = load_file(found.path)

@@ -13,7 +13,9 @@ from raymarch.data.maps import FeatureMaps
 from raymarch.data.pixels import PixelSource
 from raymarch.data.scene import Scene
 from raymarch.data.synthetic import feature_maps, make_scene
+from raymarch.data.window import PixelWindow
 from raymarch.model.fields import FeatureConfig, FeatureField, feature_heads
+from raymarch.model.fused import unsupported
 from raymarch.ops.pixels import gather_features
 from raymarch.train.runs import OpenRun, resume, start
 
@@ -188,3 +190,53 @@ def test_maps_beside_are_checked_like_the_first(scene, truth):
             truth.camera_to_worlds,
             features=replace(scene.features, beside=(bad,)),
         )
+
+
+def test_a_draw_reads_every_head_where_depths_are_there_and_where_they_are_not(scene, truth):
+    plain = PixelSource(scene, scene.train)
+    deep = tuple(torch.ones(x.shape[:2]) for x in scene.images)
+    beside_depth = PixelSource(replace(scene, depths=deep), scene.train)
+    counter = torch.tensor([5, 9])
+    one, other = plain.draw(counter, 300), beside_depth.draw(counter, 300)
+    assert torch.equal(one.feature, other.feature) and one.feature.shape == (300, DINO + CLIP)
+    assert torch.equal(one.rgb, other.rgb) and torch.equal(one.xy, other.xy)
+
+
+def test_several_heads_are_trained_composed_and_one_is_fused(scene):
+    both = start(scene, config(), device="cpu")
+    assert both._fused is None and "model.fields.feature.heads" in unsupported(both.model)
+    alone = replace(scene, features=replace(scene.features, beside=()))
+    assert start(alone, config(), device="cpu")._fused is not None
+
+
+def test_heads_pass_through_a_window_as_they_do_without(scene):
+    whole = PixelSource(scene, scene.train)
+    one = PixelWindow(scene, scene.train, most=1 << 20)
+    window = PixelWindow(scene, scene.train, most=one.bytes // one.slots * 3, every=2)
+    assert window.slots == 3 and window.feature_width == DINO + CLIP
+    for step in range(20):
+        window.prepare(step)
+        pixels = window.draw(torch.tensor([0, step]), 64)
+        expected = whole._features_at(pixels.camera, pixels.xy)
+        assert torch.equal(pixels.feature, expected)
+
+
+@pytest.mark.parametrize("mode", ["exact", "reduced"])
+def test_embeddings_are_compared_with_the_head_for_text(scene, tmp_path, mode):
+    trainer = start(scene, config(), tmp_path / "run", "cpu")
+    trainer.save()
+    opened = raymarch.load(tmp_path / "run", "cpu")
+    opened.model.config = replace(
+        opened.model.config, reduced=replace(opened.model.config.reduced, feature_step=1)
+    )
+    camera = opened.camera("test", 0)
+    texts = torch.randn(2, CLIP, generator=torch.Generator().manual_seed(2))
+    frame = opened.render(camera, ("clip", "similarity"), mode, texts)
+    assert set(frame) >= {"rgb", "clip", "similarity"} and "feature" not in frame
+    expected = F.cosine_similarity(frame["clip"][:, :, None], texts, dim=-1)
+    torch.testing.assert_close(frame["similarity"], expected, rtol=1e-3, atol=1e-4)
+    cosine = opened.similarity(camera, texts[:1])
+    if mode == "exact":
+        torch.testing.assert_close(cosine, frame["similarity"][..., 0], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match=r"expected \[K, 32\]"):
+        opened.render(camera, ("similarity",), mode, torch.randn(2, DINO + CLIP))
