@@ -1,5 +1,5 @@
-"""The command line: raymarch demo | train | resume | eval | render | localize | export | poses | report |
-inspect | doctor."""
+"""The command line: raymarch demo | train | resume | eval | render | query | view | localize | export |
+poses | report | inspect | doctor."""
 
 from __future__ import annotations
 
@@ -162,24 +162,115 @@ def render(
     out: Path | None = None,
     heads: str = "rgb,depth",
     cameras: Path | None = None,
+    path: Literal["orbit", "spiral", "interpolate"] | None = None,
     view: tuple[str, ...] = (),
+    frames: int = 120,
+    fps: float | None = None,
+    loop: bool = False,
+    save_path: Path | None = None,
+    text: tuple[str, ...] = (),
+    negatives: tuple[str, ...] = (),
+    embeddings: Path | None = None,
+    weights: str | None = None,
     formats: str = "png",
+    side: int | None = None,
+    mode: Literal["exact", "reduced"] = "exact",
     device: Device = "auto",
 ) -> None:
-    """Render images of a run: training or held-out views, or the poses of a transforms.json.
+    """Render images or videos of a run: its views, poses of a file, or a path made here.
 
     Args:
         run: Run folder.
         out: Output folder (default: RUN/renders).
-        heads: Comma-separated: rgb, depth, opacity, normals, predicted_normals, feature.
-        cameras: A transforms.json whose frames (poses and intrinsics) to render, in world units.
-        view: Views as test:0 or train:3; default every held-out view.
-        formats: Comma-separated: png, exr, npz.
+        heads: Comma-separated: rgb, depth, opacity, normals, predicted_normals, pca, similarity, feature.
+        cameras: A transforms.json (poses in world units) or a camera_path.json of nerfstudio.
+        path: Go around what the cameras look at, in a small spiral, or from training view to training view.
+        view: Views as test:0 or train:3; default every held-out view. With --path, those it goes by.
+        frames: Frames of a path.
+        fps: Frames per second of a video (default: the file's, else 24).
+        loop: Come back to the first view of an interpolated path.
+        save_path: Also write the path as camera_path.json.
+        text: What the similarity head looks for; may be several.
+        negatives: What it is not.
+        embeddings: A .npz or .safetensors of one vector per name, for texts.
+        weights: Where the text encoder's weights lie now.
+        formats: Comma-separated: png, exr, npz, mp4.
+        side: Pixels of the longer side, at most.
+        mode: exact, or reduced: several times faster and close.
         device: Where to run.
     """
-    from raymarch.apps.rendering import render_run
+    from raymarch.apps.rendering import Route, render_run
 
-    for line in render_run(run, out, heads.split(","), cameras, view, formats.split(","), device):
+    route = Route(cameras, path, view, frames, fps, loop, save_path)
+    for line in render_run(
+        run,
+        out,
+        heads.split(","),
+        route,
+        formats.split(","),
+        text,
+        negatives,
+        embeddings,
+        weights,
+        side,
+        mode,
+        device,
+    ):
+        print(line)
+
+
+def query(
+    run: Positional[Path],
+    texts: Positional[tuple[str, ...]],
+    negatives: tuple[str, ...] = (),
+    embeddings: Path | None = None,
+    weights: str | None = None,
+    out: Path | None = None,
+    view: tuple[str, ...] = (),
+    poses: Path | None = None,
+    threshold: float | None = None,
+    score: Literal["paired", "f3rm", "cosine"] = "paired",
+    temperature: float = 0.1,
+    side: int = 512,
+    mode: Literal["exact", "reduced"] = "exact",
+    device: Device = "auto",
+) -> None:
+    """Find things by words: heat maps, masks, and where they are in space (world units).
+
+    Args:
+        run: Run folder.
+        texts: What to look for, one or more.
+        negatives: What it is not; what matches is more like the text than like any of these.
+        embeddings: A .npz or .safetensors of one vector per name (default: the run's own text encoder).
+        weights: Where the text encoder's weights lie now.
+        out: Output folder (default: RUN/query).
+        view: Views to look from, as train:0 or test:3 (default: twelve training views).
+        poses: Look from the frames of a transforms.json or camera_path.json instead.
+        threshold: Of the mask (default: 0.5 with negatives, else halfway from the median cosine to the best).
+        score: With negatives: paired (LERF's), f3rm, or cosine.
+        temperature: Of the softmax.
+        side: Pixels of the longer side of what is rendered, at most.
+        mode: exact, or reduced: several times faster and close.
+        device: Where to run.
+    """
+    from raymarch.apps.querying import query_run
+
+    for line in query_run(
+        run,
+        texts,
+        negatives,
+        embeddings,
+        weights,
+        out,
+        view,
+        poses,
+        threshold,
+        score,
+        temperature,
+        side,
+        mode,
+        device,
+    ):
         print(line)
 
 
@@ -287,7 +378,7 @@ def doctor() -> None:
 
 COMMANDS = {
     f.__name__: f
-    for f in (demo, train, resume, eval, render, localize, export, poses, report, inspect, doctor)
+    for f in (demo, train, resume, eval, render, query, localize, export, poses, report, inspect, doctor)
 }
 
 
@@ -318,6 +409,7 @@ def _mendable(error: Exception) -> bool:
 
     from raymarch.config import ConfigError
     from raymarch.data.scene import SceneError
+    from raymarch.features.words import WordsError
     from raymarch.train.checkpoint import CheckpointError
     from raymarch.train.evaluate import OutOfMemory
     from raymarch.train.photos import LocalizeError
@@ -339,6 +431,7 @@ def _mendable(error: Exception) -> bool:
         OutOfMemory,
         UserStop,
         LocalizeError,
+        WordsError,
     )
     return isinstance(error, ours) or (isinstance(error, (FileNotFoundError, IndexError)) and _direct(error))
 

@@ -90,6 +90,7 @@ class FrameRenderer:
 
     def __init__(self, model: Model, settings: Settings = Settings()):
         self.model, self.settings = model, settings
+        self.compared = slice(None)  # the channels of a feature that embeddings are compared with
         self._baked: Baked | None = None
         self._baked_from: tuple[int, ...] = ()
         self._recorded: dict[tuple, Recorded] = {}
@@ -375,7 +376,7 @@ class FrameRenderer:
     def _folded(self, layer: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         key = (layer._version, embeddings.data_ptr(), embeddings._version, tuple(embeddings.shape))
         if self._fold is None or self._fold[0] != key:
-            self._fold = key, reduced.folded(layer, embeddings.to(layer.device))
+            self._fold = key, reduced.folded(layer[self.compared], embeddings.to(layer.device))
         return self._fold[1]
 
     def _features(self, low: Tensor, depth: Tensor, step: int) -> Tensor:

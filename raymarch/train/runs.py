@@ -45,6 +45,15 @@ def subset(cameras: Cameras, indices: tuple[int, ...], device: torch.device | No
     return Cameras(*(getattr(cameras, f)[at].to(device or "cpu") for f in CAMERA_FIELDS))
 
 
+def smaller(cameras: Cameras, side: int) -> Cameras:
+    """The same cameras with at most `side` pixels on the longer side of each; at least one on the other."""
+    size = cameras.size.double()
+    factor = (side / size.amax(1, keepdim=True)).clamp_max(1.0)
+    shrunk = (size * factor).round().clamp_min(1)
+    intrinsics = cameras.intrinsics * (shrunk / size).repeat(1, 2).to(cameras.intrinsics)
+    return replace(cameras, intrinsics=intrinsics, size=shrunk.long())
+
+
 CAMERA_FIELDS = ("camera_to_worlds", "intrinsics", "distortion", "lens", "size")
 
 
