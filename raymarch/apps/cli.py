@@ -274,6 +274,31 @@ def query(
         print(line)
 
 
+def view(
+    run: Positional[Path],
+    port: int = 8080,
+    side: int | None = None,
+    follow: bool = True,
+    embeddings: Path | None = None,
+    weights: str | None = None,
+    device: Device = "auto",
+) -> None:
+    """Look around a run in a browser, on this machine alone; follows a run that is being trained.
+
+    Args:
+        run: Run folder.
+        port: Of the page, on 127.0.0.1; another is taken where this one is not free.
+        side: Pixels of the longer side of the finest picture (default: 1280 on a GPU, 256 without).
+        follow: Show newer checkpoints as they appear.
+        embeddings: A .npz or .safetensors of one vector per name, for texts.
+        weights: Where the text encoder's weights lie now.
+        device: Where to render.
+    """
+    from raymarch.apps.view import view_run
+
+    view_run(run, port, side, follow, embeddings, weights, device)
+
+
 def localize(
     run: Positional[Path],
     photos: Positional[tuple[Path, ...]],
@@ -378,7 +403,21 @@ def doctor() -> None:
 
 COMMANDS = {
     f.__name__: f
-    for f in (demo, train, resume, eval, render, query, localize, export, poses, report, inspect, doctor)
+    for f in (
+        demo,
+        train,
+        resume,
+        eval,
+        render,
+        query,
+        view,
+        localize,
+        export,
+        poses,
+        report,
+        inspect,
+        doctor,
+    )
 }
 
 

@@ -26,7 +26,7 @@ class Look:
 
     scene: TrainedScene
     heads: Sequence[str]
-    texts: Sequence[str] = ()
+    texts: Sequence[str | Sequence[str]] = ()  # each a text, or several for one thing
     negatives: Sequence[str] = ()
     score: str = "paired"
     temperature: float = 0.1

@@ -35,6 +35,7 @@ class Seen:
     similarity: Tensor  # [h, w, Q]
     keep: Tensor  # [h, w] bool: on a surface
     points: Points  # of the pixels kept
+    field: Tensor  # [P, Q] how well each query matches the field at these points
 
 
 def query_run(
@@ -112,9 +113,10 @@ def look(scene, stem, camera, texts, negatives, score, temperature, mode) -> See
     frame = scene.look(camera, texts, negatives or None, heads, score, temperature, mode)
     keep = solid(frame)
     xyz = places(scene, camera, frame["depth"])[keep].cpu()
+    field = scene.query(xyz, texts, negatives or None, score, temperature)["similarity"].cpu()
     frame = {k: v.cpu() for k, v in frame.items()}
     keep = keep.cpu()
-    return Seen(stem, frame["rgb"], frame["similarity"], keep, Points(xyz, frame["rgb"][keep]))
+    return Seen(stem, frame["rgb"], frame["similarity"], keep, Points(xyz, frame["rgb"][keep]), field)
 
 
 def default_threshold(seen: Sequence[Seen], i: int, score: str) -> float:
@@ -158,7 +160,8 @@ def result(
         heat, where = folder / f"{view.stem}_heat.png", folder / f"{view.stem}_mask.png"
         save_rgb(heat, palette.heat(values, view.rgb, low, high))
         save_rgb(where, palette.grey(hit.float()))
-        parts.append(matching(view.points, values[view.keep], threshold))
+        both = torch.minimum(values[view.keep], view.field[:, i])  # a pixel on an edge blends two things
+        parts.append(matching(view.points, both, threshold))
         rows.append(
             {
                 "view": view.stem,

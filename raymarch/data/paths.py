@@ -229,7 +229,7 @@ def _like(cameras: Cameras, poses: Tensor) -> Cameras:
 
 def _between(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
     """Rotations [N, 3, 3] at shares `part` [N, 1] of the way from a to b, along the shortest arc."""
-    quaternion = _quaternions(a.transpose(1, 2) @ b)
+    quaternion = quaternions(a.transpose(1, 2) @ b)
     axis, sine = quaternion[:, 1:], quaternion[:, 1:].norm(dim=1, keepdim=True)
     half = part * torch.atan2(sine, quaternion[:, :1])
     axis = axis / sine.clamp_min(1e-12) * half.sin()
@@ -242,7 +242,7 @@ def _between(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
     return a @ torch.stack(rows, 1).view(-1, 3, 3)
 
 
-def _quaternions(R: Tensor) -> Tensor:
+def quaternions(R: Tensor) -> Tensor:
     """Unit quaternions [N, 4] = (w, x, y, z), w >= 0, of rotations [N, 3, 3], at any angle.
 
     The eigenvector of the largest eigenvalue of Bar-Itzhack's symmetric matrix (J. Guidance 23, 2000).

@@ -162,6 +162,20 @@ class OpenRun:
         self.background: str = scene["background"]
         self.world_from_scene = Similarity.from_dict(scene["world_from_scene"])
 
+    def refresh(self) -> bool:
+        """Take over the newest checkpoint of the same run, in place; whether it is another than before."""
+        files = checkpoint.saved(self.path)
+        if not files or files[0] == checkpoint.path_at(self.path, self.step):
+            return False
+        tensors, meta = checkpoint.newest(self.path)
+        if meta["step"] == self.step:
+            return False
+        if from_dict(meta["config"]) != self.config or meta["cameras"] != self.meta["cameras"]:
+            raise checkpoint.CheckpointError(f"{self.path} is another run now: open it again")
+        load_model(self.model, tensors)
+        self.meta, self.step = meta, meta["step"]
+        return True
+
     def train_cameras(self, refined: bool = True) -> Cameras:
         """The training cameras, with their pose adjustments applied where `refined`."""
         found = subset(self.cameras, self.train, self.device)
