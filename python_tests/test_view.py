@@ -206,6 +206,9 @@ def test_the_page_asks_nobody_else(viewer, browser):
 
 
 def test_views_and_frustums(viewer, browser):
+    viewer.head.value = "rgb"
+    viewer._changed()
+    chromium.wait_for(lambda: viewer.wish.head == "rgb", 10, "the plain picture")
     here = canvas_of(browser, "before_jump")
     drawn = viewer.drawn
     viewer.at.value = 17

@@ -326,23 +326,44 @@ def localize(
 
 def export(
     run: Positional[Path],
+    what: Literal["poses", "points", "mesh"] = "poses",
     poses: Literal["transforms", "colmap", "tum"] | None = None,
     held_out: bool = False,
     out: Path | None = None,
+    points: int = 1_000_000,
+    resolution: int = 256,
+    views: int = 64,
+    side: int | None = None,
+    box: str | None = None,
+    mode: Literal["exact", "reduced"] = "exact",
     device: Device = "auto",
 ) -> None:
-    """Write what a run holds for other programs.
+    """Write what a run holds for other programs, in world units.
 
     Args:
         run: Run folder.
-        poses: Refined camera poses, world units: transforms (transforms.json), colmap (text files) or tum.
-        held_out: Also the held-out cameras, moved as the training cameras went together.
-        out: Output folder (default: RUN/export/FORMAT).
+        what: Camera poses, a point cloud (PLY: colour, normal, feature colour), or a mesh (PLY, OBJ, GLB).
+        poses: How poses are written: transforms (transforms.json), colmap (text files) or tum.
+        held_out: Also the poses of held-out cameras, moved as the training cameras went together.
+        out: Output folder of poses (default: RUN/export/FORMAT), or file (default: RUN/export/WHAT.ply).
+        points: At most so many points.
+        resolution: Voxels along the longest side of a mesh's box.
+        views: Training views that are rendered for points and meshes, at most.
+        side: Pixels of their longer side (default: 512 on a GPU, 192 without).
+        box: Of a mesh: x,y,z,x,y,z, low corner and high one, world units (default: where most is seen).
+        mode: exact, or reduced: several times faster and close.
         device: Where to run.
     """
-    from raymarch.apps.exporting import export_run
+    if what == "poses":
+        from raymarch.apps.exporting import export_run
 
-    for line in export_run(run, out, poses, held_out, device):
+        lines = export_run(run, out, poses, held_out, device)
+    else:
+        from raymarch.apps.exporting_geometry import Geometry, box_of, export_geometry
+
+        options = Geometry(points, resolution, views, side, box_of(box))
+        lines = export_geometry(run, what, out, options, mode, device)
+    for line in lines:
         print(line)
 
 

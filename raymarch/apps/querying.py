@@ -111,7 +111,7 @@ def look(scene, stem, camera, texts, negatives, score, temperature, mode) -> See
     """One view's picture, similarities and surface."""
     heads = ("rgb", "depth", "opacity")
     frame = scene.look(camera, texts, negatives or None, heads, score, temperature, mode)
-    keep = solid(frame)
+    keep = solid(frame, camera)
     xyz = places(scene, camera, frame["depth"])[keep].cpu()
     field = scene.query(xyz, texts, negatives or None, score, temperature)["similarity"].cpu()
     frame = {k: v.cpu() for k, v in frame.items()}

@@ -19,7 +19,7 @@ from raymarch.trained import TrainedScene
 from raymarch.types import Cameras, Pixels
 
 SOLID = 0.5  # a ray with less opacity than this hits nothing
-EDGE = 0.03  # depth may change by this share of itself from a pixel to the next on one surface
+STEEPEST = 8.0  # tangent of the angle (83 degrees) up to which a slanted surface is told from an edge
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,19 @@ def places(scene: TrainedScene, camera: Cameras, depth: Tensor) -> Tensor:
     return scene.world_from_scene.apply(rays.origins + along * rays.directions).view(height, width, 3)
 
 
-def solid(frame: dict[str, Tensor]) -> Tensor:
-    """[h, w] bool: where a rendering hits something and its depth does not jump to a neighbour's."""
+def solid(frame: dict[str, Tensor], camera: Cameras) -> Tensor:
+    """[h, w] bool: where a camera's rendering hits something and its depth does not jump to a neighbour's.
+
+    On a surface at angle a to the viewing plane, depth changes by tan a times a pixel's angle per pixel.
+    """
     depth = frame["depth"]
+    most = STEEPEST / float(camera.intrinsics[0, 0])
     keep = (frame["opacity"] >= SOLID) & depth.isfinite() & (depth > 0)
     jump = torch.zeros_like(depth, dtype=torch.bool)
     for axis in (0, 1):
         size = depth.shape[axis] - 1
         a, b = depth.narrow(axis, 0, size), depth.narrow(axis, 1, size)
-        far = (a - b).abs() > EDGE * torch.minimum(a, b)
+        far = (a - b).abs() > most * torch.minimum(a, b)
         jump.narrow(axis, 0, size).logical_or_(far)
         jump.narrow(axis, 1, size).logical_or_(far)
     return keep & ~jump
@@ -117,7 +121,7 @@ def seen_points(
     for i in chosen_views(scene, views):
         camera = view_of(scene, i, side)
         frame = scene.render(camera, heads, mode)
-        keep = solid(frame)
+        keep = solid(frame, camera)
         colours = apply(frame["feature"][keep], scene.pca()).cpu() if features else None
         xyz = places(scene, camera, frame["depth"])[keep].cpu()
         normals = torch.nn.functional.normalize(frame["normals"][keep], dim=-1).cpu()
