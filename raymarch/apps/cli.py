@@ -41,6 +41,8 @@ def train(
     alpha: Literal["empty", "ignore", "none"] = "empty",
     memory: Literal["auto", "memory", "disk"] = "auto",
     cache: str = "auto",
+    tensorboard: bool = False,
+    look_every: int = 2000,
     device: Device = "auto",
 ) -> None:
     """Train on a folder of posed photos.
@@ -59,6 +61,8 @@ def train(
         alpha: The same for transparent pixels.
         memory: Where decoded photos lie; auto maps them from files where they take half of the free memory.
         cache: Folder for decoded photos that were downscaled or are mapped; auto (the user's) or none.
+        tensorboard: Also write TensorBoard logs into RUN/tensorboard.
+        look_every: Steps between renderings of a held-out view, kept in RUN/held_out; 0 for none.
         device: Where to run.
     """
     from raymarch.apps.run_page import write_run_page
@@ -88,44 +92,63 @@ def train(
     source = {"path": str(scene.resolve()), "options": options} | ({"adjustments": moved} if moved else {})
     trainer = start(loaded, config, run, device, source)
     _say(loaded.format, *(f"note: {line}" for line in (*loaded.problems, *loaded.notes)))
-    _train(trainer)
+    _train(trainer, look_every, tensorboard)
     write_run_page(run, device)
     print(run)
 
 
-def resume(run: Positional[Path], steps: int | None = None, device: Device = "auto") -> None:
+def resume(
+    run: Positional[Path],
+    steps: int | None = None,
+    tensorboard: bool = False,
+    look_every: int = 2000,
+    device: Device = "auto",
+) -> None:
     """Continue an interrupted run exactly where it stopped.
 
     Args:
         run: Run folder.
         steps: Train up to this many steps (default: what the run was started with).
+        tensorboard: Also write TensorBoard logs into RUN/tensorboard.
+        look_every: Steps between renderings of a held-out view, kept in RUN/held_out; 0 for none.
         device: Where to run.
     """
     from raymarch.apps.run_page import write_run_page
     from raymarch.train import runs
 
-    _train(runs.resume(run, device, steps=steps))
+    _train(runs.resume(run, device, steps=steps), look_every, tensorboard)
     write_run_page(run, device)
     print(run)
 
 
-def _train(trainer) -> None:
+def _train(trainer, look_every: int, tensorboard: bool) -> None:
     """Train with a progress bar; Ctrl-C saves."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from raymarch.apps.watching import Watcher
+    from raymarch.train.trainer import Progress
 
     _say(trainer.source.summary())
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[psnr]}"))
+    watcher = Watcher(trainer, look_every, tensorboard)
     try:
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=trainer.config.steps, completed=trainer.step, psnr="")
-            trainer.train(
-                on_progress=lambda p: bar.update(task, completed=p.step, psnr=f"{p.psnr:5.2f} dB on its rays")
-            )
+
+            def note(progress: Progress) -> None:
+                words = f"{progress.psnr:5.2f} dB on its rays"
+                bar.update(task, completed=progress.step, psnr=words)
+                watcher(progress)
+
+            trainer.train(on_progress=note)
     except KeyboardInterrupt:
         raise UserStop(
             f"stopped at step {trainer.step}, saved; `raymarch resume {trainer.run}` goes on"
         ) from None
+    finally:
+        watcher.close()
 
 
 class UserStop(RuntimeError):

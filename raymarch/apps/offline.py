@@ -16,6 +16,9 @@ class Page:
         self.path, self.inside = path, inside
 
     def exists(self) -> bool:
+        return self.is_file()
+
+    def is_file(self) -> bool:
         return self.inside and self.path.is_file()
 
     def read_bytes(self) -> bytes:

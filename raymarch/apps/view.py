@@ -56,8 +56,8 @@ def open_viser() -> Any:
 
 
 def serve(viser: Any, port: int, label: str) -> Any:
-    """A server on this machine alone. viser's page asks a tracker for a script, and its server hands out any
-    file whose path begins with dots: `offline.Pages` stands between."""
+    """A server on this machine alone. The page of viser before 1.0 asks a tracker for a script, and its server
+    hands out any file whose path begins with dots: `offline.Pages` stands between."""
     infra = viser._viser.infra
     plain = infra.WebsockServer
 
@@ -169,7 +169,7 @@ class Viewer:
             fov, aspect = frustum_of(cameras, i)
             rotation = poses[i, :, :3].numpy() @ OPENGL
             handle = self.server.scene.add_camera_frustum(
-                f"/cameras/{i:04d}", fov, aspect, size, color=(240, 160, 60),
+                f"/cameras/{i:04d}", fov=fov, aspect=aspect, scale=size, color=(240, 160, 60),
                 wxyz=quaternion(rotation), position=tuple(poses[i, :, 3].tolist()),
             )  # fmt: skip
             handle.on_click(lambda event, i=i: self._jump(event.client, i))
@@ -262,7 +262,7 @@ class Viewer:
                     work = self._next()
                 jobs, self.jobs = self.jobs, []
             for job in jobs:
-                job()
+                self._guarded(job)
             if work is not None:
                 self._serve(*work)
             if self.follow and time.monotonic() - polled > POLL:
@@ -283,10 +283,8 @@ class Viewer:
         return None
 
     def _serve(self, visitor: Visitor, eye: Eye, wish: Wish, pixels: float) -> None:
-        try:
-            shown = self.stage.draw(eye, wish, pixels)
-        except Exception as error:  # a picture that fails must not end the viewer
-            self.status.content = f"{type(error).__name__}: {error}"
+        shown = self._guarded(lambda: self.stage.draw(eye, wish, pixels))
+        if shown is None:
             return
         fine = pixels * 1.01 >= self.stage.side**2 / max(eye.aspect, 1 / eye.aspect)
         depth = shown.z if self.cameras.value else None
@@ -299,6 +297,14 @@ class Viewer:
             return
         self.drawn += 1
         self._tell(shown)
+
+    def _guarded(self, job: Any) -> Any:
+        """What a job returns. One that fails must not end the viewer: the page says what happened."""
+        try:
+            return job()
+        except Exception as error:
+            self.status.content = f"{type(error).__name__}: {error}"
+            return None
 
     def _newer(self) -> None:
         try:
