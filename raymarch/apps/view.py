@@ -56,8 +56,8 @@ def open_viser() -> Any:
 
 
 def serve(viser: Any, port: int, label: str) -> Any:
-    """A server on this machine alone. The page of viser before 1.0 asks a tracker for a script, and its server
-    hands out any file whose path begins with dots: `offline.Pages` stands between."""
+    """A server on this machine alone. The page of viser before 1.0 asks a tracker for a script, and
+    its server hands out any file whose path begins with dots: `offline.Pages` stands between."""
     infra = viser._viser.infra
     plain = infra.WebsockServer
 
