@@ -116,6 +116,7 @@ def measure(
         heads, mode, fused = ROWS[name]
         frames = FrameRenderer(model, Settings(fused=fused, half_features=True))
         row = timed(frames, cameras, heads, mode, embeddings, repeats if "exact" not in name else 3)
+        print(name, {k: round(v, 4) for k, v in row.items()}, flush=True)  # whatever becomes of the rest
         if "feature" not in heads:
             if heads not in exact:
                 once = FrameRenderer(model, Settings())

@@ -30,7 +30,7 @@ import numpy as np
 from bench import record, seeds
 from raymarch.data import colmap_files, exr, images, llff, nerfstudio
 from raymarch.data.arrays import pose_array
-from raymarch.data.maps import read_feature_maps
+from raymarch.data.feature_files import read_feature_maps
 from raymarch.data.scene import Scene, SceneError, load
 
 SLOW = 10.0  # seconds that no file of a few kilobytes may take

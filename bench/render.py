@@ -2,8 +2,8 @@
 
     python -m bench.render SCENES [--what steps,frames]
 
-Wall time is a host clock over a synchronised loop, of steps after the proposals' warm-up, when one step in six
-trains them (`early_wall_ms`: of steps before, when every other does).
+Wall time is a host clock over a synchronised loop, of steps after the proposals' warm-up, when one step in
+six trains them (`early_wall_ms`: of steps before, when every other does).
 GPU time and kernels come from the profiler over a few replays; peak memory is torch's, images included.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from bench import frames
-from bench.quality import configured, with_features
+from bench.quality import configured, with_features, with_two_features
 from bench.record import merge
 from raymarch.data.scene import load
 from raymarch.train.runs import start
@@ -27,6 +27,7 @@ STEPS = {
     "nerfacto_4096": ("nerfacto_so3xr3", 4096, False),
     "f3rm_4096": ("f3rm", 4096, False),
     "f3rm_normals_4096": ("f3rm", 4096, True),
+    "f3rm_two_heads_4096": ("f3rm_two_heads", 4096, False),
     "f3rm_65536": ("f3rm", 65536, False),
 }
 
@@ -77,17 +78,15 @@ def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
         row = by_name.setdefault(e.name, [0.0, 0.0])
         row[0] += e.device_time_total / count
         row[1] += 1 / count
-    print(
-        f"  wall {wall:.3f} ms (early {early:.3f}), gpu {busy:.3f} ms, {len(device_events) / count:.0f} kernels",
-        flush=True,
-    )
+    kernels = len(device_events) / count
+    print(f"  wall {wall:.3f} ms (early {early:.3f}), gpu {busy:.3f} ms, {kernels:.0f} kernels", flush=True)
     for name, (us, calls) in sorted(by_name.items(), key=lambda kv: -kv[1][0])[:32]:
         print(f"    {us:8.1f} us {calls:6.1f} x {name[:110]}")
     return {
         "wall_ms": wall,
         "early_wall_ms": early,
         "gpu_ms": busy,
-        "kernels": len(device_events) / count,
+        "kernels": kernels,
         "syncs": int(waits(trainer)),
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
         "steps_timed": timed,
@@ -95,14 +94,14 @@ def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
 
 
 def skip_to(trainer, step: int) -> None:
-    """Put the schedules at a later step: a step's cost depends on it, hardly on what has been learnt since."""
+    """Put the schedules at a later step: its cost depends on them, hardly on what has been learnt since."""
     trainer.step = step
     trainer.counter[1] = step
     trainer._row.copy_(trainer._schedules[step])
 
 
 def waits(trainer, steps: int = 10) -> bool:
-    """Whether the host ever waits for the device in steps: a stream that slept first must still be busy after."""
+    """Whether the host waits for the device in steps: a stream that slept first must still be busy after."""
     with torch.cuda.stream(trainer._stream):
         torch.cuda._sleep(1_000_000_000)  # about half a second
         for _ in range(steps):
@@ -121,11 +120,11 @@ def main() -> None:
     args = parser.parse_args()
     device, command = torch.device("cuda"), "python -m bench.render"
     photos = load(args.scenes / "fox_full", split="every8")
-    featured = with_features(photos)
+    featured = {"f3rm": with_features, "f3rm_two_heads": with_two_features}
     for name in args.rows.split(","):
         row, rays, normals = STEPS[name]
         print(name, flush=True)
-        trainer = trainer_for(row, rays, normals, featured if row == "f3rm" else photos, device)
+        trainer = trainer_for(row, rays, normals, featured.get(row, lambda x: x)(photos), device)
         if "steps" in args.what:
             timed = args.steps if rays <= 4096 else max(30, args.steps // 6)
             found = time_steps(trainer, 2 * timed, timed)

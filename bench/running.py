@@ -14,7 +14,7 @@ from bench.cases import Case, several
 
 
 def moved(args: Sequence[Any], device: torch.device | str) -> list[Any]:
-    return [a.to(device) if isinstance(a, Tensor) else a for a in args]
+    return tree_map(lambda a: a.to(device) if isinstance(a, Tensor) else a, list(args))
 
 
 def widened(args: Sequence[Any]) -> list[Any]:

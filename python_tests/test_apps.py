@@ -8,6 +8,7 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,6 +104,29 @@ def test_a_run_renders_from_the_command_line(demo, tmp_path):
     assert done.returncode == 0, done.stderr
     names = {p.name for p in tmp_path.iterdir()}
     assert {"test_0000_rgb.png", "test_0000_depth.png", "test_0000_depth.exr", "test_0000.npz"} <= names
+
+
+def test_the_reduced_mode_says_what_it_costs(demo, tmp_path):
+    texts = tmp_path / "texts.npy"
+    np.save(texts, np.eye(2, 32, dtype=np.float32))
+    words = (
+        "render",
+        demo / "run",
+        "--out",
+        tmp_path,
+        "--view",
+        "test:0",
+        "--mode",
+        "reduced",
+        "--device",
+        "cpu",
+    )
+    done = raymarch(*words, "--heads", "rgb,similarity", "--embeddings", texts)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^reduced: .* [\d.]+ dB against the exact mode on test_0000$", done.stdout, re.M)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"test_0000_similarity_0.png", "test_0000_similarity_1.png"} <= names
+    assert "--embeddings" in refused(*words, "--heads", "similarity")
 
 
 def photo_scene(folder, frames=6, size=20):

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from test_data import arrays_scene, edit, facing, photo, ring, write_blender, write_scene
 
-from raymarch.data.maps import FeatureMaps, read_feature_maps
+from raymarch.data.feature_files import read_feature_maps
+from raymarch.data.maps import FeatureMaps
 from raymarch.data.nerfstudio import read_cameras
 from raymarch.data.pixels import PixelSource
 from raymarch.data.scene import Scene, SceneError, load

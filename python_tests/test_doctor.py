@@ -1,5 +1,6 @@
 """The doctor on machines that are not well, played by small stand-ins."""
 
+import subprocess
 import sys
 
 import pytest
@@ -87,6 +88,34 @@ def test_a_package_that_fails_to_import_is_reported_not_raised(machine, monkeypa
     monkeypatch.delitem(sys.modules, "viser", raising=False)
     (found,) = [f for f in doctor.report() if f.name == "viser"]
     assert found.fix and "Traceback" not in found.value
+
+
+def test_a_torchvision_of_another_torch_breaks_nothing_but_extraction(machine, tmp_path):
+    (machine / "torchvision.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
+    (machine / "open_clip.py").write_text("import torchvision\n")
+    (machine / "timm.py").write_text("import torchvision\n")
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import raymarch, raymarch.trained
+from raymarch.apps import doctor
+from raymarch.features.encoder import EncoderError, open_encoder
+for f in doctor.report():
+    if f.name in ("torchvision", "open_clip", "timm"):
+        assert "does not import: torchvision was built for another torch" in f.fix, f
+        assert "nms does not exist" in f.value, f
+for name in ("clip", "dino"):
+    try:
+        open_encoder(name)
+    except EncoderError as error:
+        assert "does not load (operator torchvision::nms" in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(machine)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_broken_nvidia_smi_is_no_gpu(machine):

@@ -248,3 +248,24 @@ def test_a_loss_that_is_not_finite_stops_the_counts(device):
     assert counter.tolist() == [3, 5] and row.tolist() == [10.0, 11.0]
     advance(counter, ~healthy, schedules, row)
     assert counter.tolist() == [3, 6] and row.tolist() == [10.0, 11.0]  # the last row holds on
+
+
+def test_filled_halves_say_what_floats_say(device):
+    from raymarch.ops.fused import radiance_inputs_backward, radiance_inputs_forward
+
+    h, y = torch.randn(20, 6, device=device), torch.rand(20, 3, device=device)
+    directions = torch.nn.functional.normalize(torch.randn(4, 3, device=device), dim=-1)
+    codes, camera = torch.randn(3, 2, device=device), torch.tensor([0, 2, 2, 1], device=device)
+    known = (h, y, 0.1, directions, 0, camera)
+    plain_sigma, plain = radiance_inputs_forward(*known, codes, False)
+    sigma, x = radiance_inputs_forward(*known, codes, True)
+    assert plain.shape == (20, 23) and x.shape == (20, 32) and x.dtype == torch.float16
+    assert torch.equal(x[:, :23], plain.half()) and torch.equal(sigma, plain_sigma)
+    assert bool((x[:, 23:] == 1).all())
+    grad = torch.randn(20, 32, device=device)
+    grad_sigma = torch.randn(20, device=device)
+    narrow = grad[:, :23].contiguous()
+    want = radiance_inputs_backward(*known, 2, grad_sigma, narrow, None, 0, None)
+    got = radiance_inputs_backward(*known, 2, grad_sigma, grad, None, 0, None)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)

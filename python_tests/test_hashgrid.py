@@ -214,6 +214,28 @@ def test_the_gradient_goes_to_the_float_table_when_a_half_copy_is_looked_up(devi
     assert float(table.grad.sum()) == pytest.approx(100 * y.shape[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("features", [1, 2, 4, 8])
+@pytest.mark.parametrize("points", [1, 33, 100])
+def test_half_results_are_rounded_once_from_float_sums(device, dtype, features, points):
+    settings = (3, 4, 40, 8)  # an odd number of levels: rows of one feature have odd widths
+    table, x = random_table(settings, features, device), torch.rand(points, 3, device=device)
+    got = hashgrid(x, table, *settings, dtype=dtype)
+    assert got.dtype == dtype
+    assert torch.equal(got, hashgrid(x, table, *settings).to(dtype))
+
+
+def test_half_results_pass_on_the_gradient(device):
+    table = random_table(SMALL, 2, device).requires_grad_()
+    x = torch.rand(50, 3, device=device, requires_grad=True)
+    grad_y = torch.randn(50, 8, device=device).half()
+    got = torch.autograd.grad(hashgrid(x, table, *SMALL, dtype=torch.float16), (x, table), grad_y)
+    want = torch.autograd.grad(hashgrid(x, table, *SMALL), (x, table), grad_y.float())
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_no_gradient_flows_where_none_arrives(device):
     table = random_table(SMALL, 2, device).requires_grad_()
     x = torch.rand(64, 3, device=device, requires_grad=True)
@@ -248,6 +270,30 @@ def test_the_far_corner_of_the_cube_is_inside(device):
     torch.testing.assert_close(
         hashgrid(torch.ones(1, 3, device=device), table, *SMALL), near, rtol=0, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("features", [1, 2, 4, 8])
+@pytest.mark.parametrize("interpolation", ["linear", "smoothstep"])
+@pytest.mark.parametrize("order", ["along rays", "to and fro", "scattered"])
+def test_the_gradient_to_the_table_is_the_sum_over_points_one_by_one(device, features, interpolation, order):
+    """Walks that keep what neighbouring cells share lose nothing, whichever way the next cell lies."""
+    torch.use_deterministic_algorithms(False)
+    settings = (3, 4, 64, 10)
+    table = random_table(settings, features, device).requires_grad_()
+    x = ray_points(9, 64, device)
+    if order == "to and fro":  # steps of at most a few cells, along every axis in both directions
+        x = (0.5 + 0.01 * torch.randn(len(x), 3).cumsum(0)).clamp(0, 1).to(device)
+    if order == "scattered":
+        x = x[torch.randperm(len(x))].contiguous()
+    grad_y = torch.randn(len(x), 3 * features, device=device)
+    grad_y[::5] = 0
+    y = hashgrid(x, table, *settings, interpolation)
+    (got,) = torch.autograd.grad(y, table, grad_y)
+    want = torch.zeros_like(table)
+    for i in range(len(x)):
+        one = hashgrid(x[i : i + 1], table, *settings, interpolation)
+        want += torch.autograd.grad(one, table, grad_y[i : i + 1])[0]
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("features", [1, 2, 4, 8])
@@ -343,6 +389,8 @@ def test_bad_tables_are_named():
         hashgrid(x, random_table(SMALL, 3), *SMALL)
     with pytest.raises(ValueError, match="stored has shape"):
         hashgrid(x, random_table(SMALL, 2), *SMALL, stored=random_table(SMALL, 4).half())
+    with pytest.raises(TypeError, match=r"dtype is torch\.int8, expected"):
+        hashgrid(x, random_table(SMALL, 2), *SMALL, dtype=torch.int8)
     with pytest.raises(TypeError, match="pass a half copy as stored"):
         hashgrid(x, random_table(SMALL, 2).half().requires_grad_(), *SMALL)
 

@@ -62,6 +62,15 @@ def test_encode_is_grid_beside_fourier_to_the_last_bit(device, features, frequen
     assert torch.equal(grid.beside(waves, x), torch.cat([grid(x), waves(x)], -1))
 
 
+@pytest.mark.parametrize("layout", ["tcnn", "nerfstudio"])
+def test_encode_rounds_half_results_once(device, layout):
+    torch.manual_seed(0)
+    table, x = torch.randn(HashGrid(*GRID, 8).table.shape, device=device), torch.rand(77, 3, device=device)
+    want = encode(x, table, 6, *GRID, fourier_layout=layout)
+    got = encode(x, table, 6, *GRID, fourier_layout=layout, dtype=torch.float16)
+    assert torch.equal(got, want.half())
+
+
 def test_encode_passes_on_the_gradients_of_its_halves(device):
     torch.manual_seed(0)
     seed, grads = torch.randn(300, 60, device=device), []

@@ -46,6 +46,7 @@ IMPORTS = {
 DOORS = {
     "tinycudann": "nn/tcnn.py",
     "open_clip": "features/clip.py",
+    "timm": "features/dino.py",
     "tyro": "apps/cli.py",
     "viser": "apps/view.py",
 }

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from raymarch.apps.cli import main
 from raymarch.apps.demo import demo_config
 from raymarch.apps.exporting import export_run
 from raymarch.apps.frustums import frustum_chart
@@ -294,15 +293,22 @@ def test_a_frozen_camera_stays_through_training(data, tmp_path):
     assert rotation_angle(found.refined[1, :, :3].T @ found.given[1, :, :3]) > 0
 
 
+def main(words):
+    pytest.importorskip("tyro", reason="the command line needs tyro")
+    from raymarch.apps.cli import main as run_command
+
+    run_command([str(word) for word in words])
+
+
 def said(capsys, *words):
-    main([str(word) for word in words])
+    main(words)
     return capsys.readouterr().out
 
 
 def refused(capsys, *words):
     """The one sentence a failing command says."""
     with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
+        main(words)
     lines = capsys.readouterr().err.strip().splitlines()
     assert stopped.value.code == 1 and len(lines) == 1, lines
     return lines[0]

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -100,11 +99,15 @@ def test_an_encoder_is_opened_once_and_only_where_it_is_needed(monkeypatch):
     class Encoder:
         encode_tokens = None
 
-    fake = types.ModuleType("encoder")
-    fake.EncoderError = type("EncoderError", (ValueError,), {})
-    fake.open_recorded = lambda recipe, weights, device: opened.append((recipe, weights)) or Encoder()
-    fake.text_embeddings = lambda encoder, texts: torch.tensor([[float(len(t)), 0.0] for t in texts])
-    monkeypatch.setitem(sys.modules, "raymarch.features.encoder", fake)
+    def open_recorded(recipe, weights, device):
+        opened.append((recipe, weights))
+        return Encoder()
+
+    def text_embeddings(encoder, texts):
+        return torch.tensor([[float(len(t)), 0.0] for t in texts])
+
+    monkeypatch.setattr("raymarch.features.words.open_recorded", open_recorded)
+    monkeypatch.setattr("raymarch.features.words.text_embeddings", text_embeddings)
     words = Words({"mug": torch.ones(2)}, {"encoder": "clip"}, "weights.pt")
     assert words(["mug"]).tolist() == [[1, 1]] and opened == []
     assert words(["cat", "horse", "cat"]).tolist() == [[3, 0], [5, 0], [3, 0]]

@@ -13,8 +13,7 @@ cuda_archs: str
 cuda_version: str
 
 # Draw pixels evenly from all images: their number, camera and centre. `starts` counts the pixels of the
-# images
-# before each one; `valid`, if given, lists the pixels that may be drawn. `counter` is (seed, step).
+# images before each one; `valid`, if given, lists the pixels that may be drawn. `counter` is (seed, step).
 def draw_pixels(
     counter: Array,
     starts: Array,
@@ -155,9 +154,16 @@ def march(
     /,
 ) -> None: ...
 
-# The heaviest samples of each ray, first to last along the ray: where they are and what they weigh. Their
-# weights are scaled to the sum of all of the ray's.
-def heaviest(origins: Array, directions: Array, t: Array, w: Array, x: Array, w_kept: Array, /) -> None: ...
+# A few samples to stand for all of a ray: those that hold the middles of equal shares of its weight.
+def representatives(
+    origins: Array,
+    directions: Array,
+    t: Array,
+    w: Array,
+    x: Array,
+    w_kept: Array,
+    /,
+) -> None: ...
 
 # Midpoints of intervals along rays.
 def positions_forward(origins: Array, directions: Array, t: Array, x: Array, /) -> None: ...
@@ -193,7 +199,7 @@ def contract_unit_backward(x: Array, grad_y: Array, grad_x: Array, norm: int, /)
 
 # Multiresolution hash grid: features of positions in [0, 1]^3. A layout row is resolution, scale, entries,
 # offset.
-# Rows of y may be wider than levels * features: what follows belongs to another encoding.
+# Behind levels * features columns, y may have 6 * frequencies Fourier features in the layout `waves`.
 def hashgrid_layout(
     rows: Array,
     base_resolution: int,
@@ -211,6 +217,8 @@ def hashgrid_forward(
     log2_size: int,
     interpolation: int,
     layout: int,
+    frequencies: int,
+    waves: int,
     y: Array,
     /,
 ) -> None: ...
@@ -241,8 +249,8 @@ def hashgrid_input_gradient(
     /,
 ) -> None: ...
 
-# Spherical harmonics of directions, Fourier features of positions (6 * frequencies columns of y from `column`
-# on).
+# Spherical harmonics of directions, Fourier features of positions (6 * frequencies columns of y from
+# `column` on).
 def harmonics_forward(d: Array, signs: int, y: Array, /) -> None: ...
 def harmonics_backward(d: Array, signs: int, grad_y: Array, grad_d: Array, /) -> None: ...
 def fourier_forward(x: Array, frequencies: int, layout: int, column: int, y: Array, /) -> None: ...
@@ -315,8 +323,8 @@ def colour_inputs_backward(
 ) -> None: ...
 
 # Density at the middles of intervals along rays: sample_unit_positions, hashgrid, mlp with one hidden layer
-# and density in one, for small grids (at most 16 columns) and at most 64 hidden units. Nothing per sample but
-# the density reaches memory. No gradient.
+# and density in one, for small grids (at most 16 columns) and at most 64 hidden units. Nothing per sample
+# but the density reaches memory. No gradient.
 def samples_to_density(
     origins: Array,
     directions: Array,
@@ -341,10 +349,8 @@ def samples_to_density(
 # (one hidden layer of 64, 16 outputs), density, weights, the colour network (two hidden layers of 64; inputs
 # direction, the base's outputs but the first, code) and composite in one. `params` is the base's parameters,
 # then the colour's. Left out: samples in cells of the unit cube, `resolution` along an axis and x fastest,
-# whose
-# bit in `occupied` is 0 (low bits first), samples behind a thickness of `stop`, and, where the schedule gains
-# by
-# it, colours of weights of at most `least`. No gradient.
+# whose bit in `occupied` is 0 (low bits first), samples behind a thickness of `stop`, and, where the
+# schedule gains by it, colours of weights of at most `least`. No gradient.
 def samples_to_pixels(
     origins: Array,
     directions: Array,
@@ -428,8 +434,7 @@ def weights_from_alpha_backward(
 
 # Every head of a rendering in one pass over the weights. Heads that are None are left out. background:
 # none (0), the constant `colour` (1), the ray's last sample (2), white (3). `clean` replaces what is not
-# finite
-# and clamps colours.
+# finite and clamps colours.
 def composite_forward(
     w: Array,
     t: Array,
@@ -536,8 +541,7 @@ def draw_truth(
 ) -> None: ...
 
 # Pose refinement: the mean of all cameras taken out of xi (`centred`) or frozen cameras held, pose_forward,
-# and
-# the penalty: factors times the mean lengths of translations and rotations.
+# and the penalty: factors times the mean lengths of translations and rotations.
 def refine_forward(
     xi: Array,
     free: Array | None,
@@ -652,8 +656,8 @@ def proposal_backward(
 ) -> None: ...
 
 # colour_inputs of the harmonics of directions and of each camera's row of `codes`. Backward adds to
-# grad_codes,
-# or writes what each ray says to grad_code; `more_h` [column ..] joins the gradient of h[1 ..].
+# grad_codes, or writes what each ray says to grad_code; `more_h` [column ..] joins the gradient of h[1 ..].
+# x, here and below, may have more columns, which are one.
 def radiance_inputs_forward(
     h: Array,
     y: Array,
@@ -736,8 +740,7 @@ def normal_head_backward(
 ) -> None: ...
 
 # weights_forward, the heads a loss needs of composite_forward, and per ray (a row each, as many as there is
-# room
-# for) the squared error of the colour, interlevel losses, distortion, orientation, predicted normals.
+# room for) the squared error of the colour, interlevel losses, distortion, orientation, predicted normals.
 # background: as composite_forward, or a random colour from `counter` (4). truth has 3 or 4 (alpha) columns.
 def field_to_pixels_forward(
     sigma: Array,
@@ -763,8 +766,7 @@ def field_to_pixels_forward(
 ) -> None: ...
 
 # `grad` of each row above (the same for all rays); g_hidden is the sum of its parts times
-# grad_hidden_scale[0].
-# `calm` shrinks gradients of the field near the camera (scale_gradients).
+# grad_hidden_scale[0]. `calm` shrinks gradients of the field near the camera (scale_gradients).
 def field_to_pixels_backward(
     sigma: Array,
     s: Array,
@@ -793,8 +795,8 @@ def field_to_pixels_backward(
     /,
 ) -> None: ...
 
-# The squared error of features = hidden layer^T, by parts of the features (rows of `losses`), and at the same
-# time its gradients: to hidden by the same parts, to the layer by parts of the rays.
+# The squared error of features = hidden layer^T, by parts of the features (rows of `losses`), and at the
+# same time its gradients: to hidden by the same parts, to the layer by parts of the rays.
 def feature_loss(
     hidden: Array,
     layer: Array,
@@ -809,8 +811,7 @@ def feature_loss(
 def add_rows(rows: Array, scale: Array | None, sum: Array, /) -> None: ...
 
 # Losses of rays to terms: each row of `rows` times its scale, summed, goes to term `owner`; `penalty` is the
-# last
-# term. A term that is not finite clears `healthy`; the counts `steps` that are `stepping` go on while
+# last term. A term that is not finite clears `healthy`; the counts `steps` that are `stepping` go on while
 # healthy.
 def sum_losses(
     rows: Array,
@@ -831,9 +832,8 @@ def advance(counter: Array, healthy: Array, schedules: Array, row: Array, /) -> 
 
 # One step of Adam on flat parameters, in place, all in one pass. Learning rates, step counts (from 1) and
 # whether to step at all live on the device, so that a CUDA graph can replay it. `stored` are copies in
-# another
-# dtype that follow their parameters. A gradient that is not finite is not applied and clears `healthy`, which
-# stops every later step. Gradients to `clear` are zeroed where they are not zero already.
+# another dtype that follow their parameters. A gradient that is not finite is not applied and clears
+# `healthy`, which stops every later step. Gradients to `clear` are zeroed where they are not zero already.
 def adam(
     parameters: list[Array],
     gradients: list[Array],

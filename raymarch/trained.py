@@ -14,6 +14,7 @@ from raymarch.features.pca import Pca
 from raymarch.features.query import against, prepare
 from raymarch.features.words import STORED, Words, read_embeddings
 from raymarch.model import HEADS
+from raymarch.model.fields import text_head
 from raymarch.model.frames import FrameRenderer
 from raymarch.train.colours import stored_pca
 from raymarch.train.localize import Localisation, LocalizeConfig, Localizer
@@ -57,21 +58,21 @@ class TrainedScene(OpenRun):
     @cached_property
     def frames(self) -> FrameRenderer:
         """What renders this scene's frames, kept between them."""
-        renderer = FrameRenderer(self.model)
-        renderer.compared = self.text_channels
-        return renderer
+        return FrameRenderer(self.model)
 
     @property
     def text_channels(self) -> slice:
         """Which channels of a feature are compared with text."""
-        return slice(0, self.config.model.fields.feature.width)
+        return self.feature_heads[self.text_head]
 
     @cached_property
     def words(self) -> Words:
         """What gives texts their embeddings: those in the run's folder, and the encoder it names."""
         stored = self.path / STORED
-        heads = self.meta["scene"].get("features") or [{}]
-        recipe = next((h for h in heads if h.get("name") == "clip"), heads[0]).get("info") or {}
+        heads = self.meta["scene"].get("features") or []
+        named = {head["name"]: head for head in heads} if len(self.feature_heads) > 1 else {}
+        head = named.get(self.text_head) if named else (heads or [None])[0]
+        recipe = (head or {}).get("info") or {}
         return Words(read_embeddings(stored) if stored.exists() else {}, recipe, None, self.device)
 
     def embed(self, texts: Texts) -> Tensor:
@@ -95,7 +96,7 @@ class TrainedScene(OpenRun):
     def _text_width(self) -> int:
         if self.model.fields.feature is None:
             raise ValueError(f"{self.path} has no feature field: train with --preset f3rm and feature maps")
-        return len(range(*self.text_channels.indices(self.config.model.fields.feature.width)))
+        return self.text_channels.stop - self.text_channels.start
 
     def render(
         self,
@@ -108,14 +109,21 @@ class TrainedScene(OpenRun):
 
         heads: any of rgb, depth, opacity, normals, predicted_normals, feature, similarity. Returns images [h,
         w, ...] by name; `depth` (median) and `expected_depth` [h, w] are distances along the ray in world
-        units, normals are in world axes, `similarity` [h, w, K] the cosines of features with `embeddings`
-        [K, D]. mode "reduced" is several times faster and close to "exact"; `model.reduced` holds its
-        switches and bounds. Feature images that do not fit on the GPU are returned in the host's memory.
+        units, normals are in world axes. `feature` holds the channels of all feature heads; where a run has
+        several, each can be had by its own name (see `feature_heads`). `similarity` [h, w, K] are the cosines
+        of `text_head` with `embeddings` [K, D]. mode "reduced" is several times faster and close to "exact";
+        `model.reduced` holds its switches and bounds. Feature images that do not fit on the GPU are returned
+        in the host's memory.
         ValueError names heads this run does not have, unknown modes and embeddings of another width.
         """
         heads = frozenset(heads)
         self._check(heads, embeddings)
-        found = self.frames.render(_on(camera, self.device), 0, heads | {"rgb"}, mode, embeddings)
+        own = heads & (self.feature_heads.keys() - {"feature"})
+        asked = heads - own | {"rgb"} | ({"feature"} if own else set())
+        found = self.frames.render(_on(camera, self.device), 0, asked, mode, embeddings)
+        found |= {name: found["feature"][..., self.feature_heads[name]] for name in own}
+        if "feature" not in heads:
+            found.pop("feature", None)
         for name in ("depth", "expected_depth"):
             if name in found:
                 found[name] = found[name] * self.world_from_scene.scale
@@ -124,16 +132,31 @@ class TrainedScene(OpenRun):
                 found[name] = self.world_from_scene.rotate(found[name])
         return found
 
+    @property
+    def feature_heads(self) -> dict[str, slice]:
+        """Which channels of a feature belong to which head; empty without a feature field."""
+        return self.model.fields.feature.heads if self.model.fields.feature is not None else {}
+
+    @property
+    def text_head(self) -> str:
+        """The head that text is compared with: `clip` among several, else the only one.
+
+        ValueError where there is none.
+        """
+        return text_head(self.feature_heads)
+
     def _check(self, heads: frozenset[str], embeddings: Tensor | None = None) -> None:
-        have = {*HEADS, "similarity"}
+        have = {*HEADS, "similarity"} | self.feature_heads.keys()
         if self.model.fields.feature is None:
             have -= {"feature", "similarity"}
         if not self.config.model.fields.radiance.predicted_normals:
             have.discard("predicted_normals")
         if missing := sorted(heads - have):
             raise ValueError(f"this run has no head {missing[0]!r}; it has {', '.join(sorted(have))}")
-        width = 0 if embeddings is None else self._text_width()
-        if embeddings is not None and (embeddings.dim() != 2 or embeddings.shape[1] != width):
+        if embeddings is None:
+            return
+        width = self._text_width()
+        if embeddings.dim() != 2 or embeddings.shape[1] != width:
             raise ValueError(
                 f"embeddings have shape {list(embeddings.shape)}, expected [K, {width}], the run's features"
             )

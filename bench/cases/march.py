@@ -5,7 +5,7 @@ from torch import Tensor
 
 from bench.cases._case import Case
 from bench.cases.sample import _pdf, _spaced, _unit
-from raymarch.ops.march import heaviest, march
+from raymarch.ops.march import march, representatives
 
 CELLS, STEPS = 24, 40  # of the test; a frame's march is below
 FRAME_CELLS, FRAME_STEPS, FRAME_SAMPLES = 256, 256, 32
@@ -55,22 +55,26 @@ def _march_inputs(n: int):
     return *_rays(n), baked, 12, STEPS, "linf", "piecewise", 0.005
 
 
-def _heaviest(origins, directions, t, weights, count) -> tuple[Tensor, Tensor]:
-    order = weights.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
-    kept = weights.gather(1, order)
-    middle = ((t[:, 1:] + t[:, :-1]) / 2).gather(1, order)
-    scale = weights.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True)
-    return origins[:, None] + middle[..., None] * directions[:, None], kept * scale
+def _representatives(origins, directions, t, weights, count) -> tuple[Tensor, Tensor]:
+    upto = weights.cumsum(-1)
+    all_of_it = upto[:, -1:]
+    targets = (torch.arange(count, dtype=t.dtype) + 0.5) / count * all_of_it
+    chosen = (upto[:, None] > targets[..., None]).long().argmax(-1)
+    middle = ((t[:, 1:] + t[:, :-1]) / 2).gather(1, chosen)
+    return origins[:, None] + middle[..., None] * directions[:, None], (all_of_it / count).expand(-1, count)
 
 
-def _heaviest_inputs(n: int):
+def _representatives_inputs(n: int):
     t = torch.rand(n, FRAME_SAMPLES + 1).cumsum(-1)
     return *_rays(n)[:2], t, torch.rand(n, FRAME_SAMPLES) ** 3, 4
 
 
 CASES = {
     "march": Case(march, _march, _march_inputs, bytes_per_ray=32 + 4 * (FRAME_SAMPLES + 1), tolerance=1e-5),
-    "heaviest": Case(
-        heaviest, _heaviest, _heaviest_inputs, bytes_per_ray=24 + 8 * FRAME_SAMPLES + 4 + 4 * 16
+    "representatives": Case(
+        representatives,
+        _representatives,
+        _representatives_inputs,
+        bytes_per_ray=24 + 8 * FRAME_SAMPLES + 4 + 4 * 16,
     ),
 }

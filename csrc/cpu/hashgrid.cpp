@@ -3,6 +3,8 @@
 // the same entry and its sums have one order.
 #include "math/hashgrid.h"
 
+#include <vector>
+
 #include "cpu/clones.h"
 #include "cpu/parallel.h"
 #include "ops.h"
@@ -243,16 +245,29 @@ void hashgrid_layout(Cpu, Out<double, kEntries, 4> rows, int64_t base_resolution
   }
 }
 
-void hashgrid_forward(Cpu, In<real, kPoints, 3> x, Payload<kEntries, kChannels> table, int64_t levels,
+void hashgrid_forward(Cpu q, In<real, kPoints, 3> x, Payload<kEntries, kChannels> table, int64_t levels,
                       int64_t base_resolution, int64_t max_resolution, int64_t log2_size,
-                      int64_t interpolation, int64_t layout, Out<real, kPoints, kOutputs> y) {
+                      int64_t interpolation, int64_t layout, int64_t frequencies, int64_t waves,
+                      OutPayload<kPoints, kOutputs> any) {
+  const int64_t points = x.size[0], width = any.size[1], column = levels * table.size[1];
   const Grid grid = checked({levels, base_resolution, max_resolution, log2_size, interpolation, layout},
-                            table.size[0], table.size[1], y.size[1]);
-  // Fewer points a chunk where there are few, so that every core gets some.
-  const int64_t points = x.size[0];
-  const int64_t step = std::max<int64_t>(kBlock, std::min(kChunk, points / 16 / kBlock * kBlock));
-  parallel_for((points + step - 1) / step, step * levels, [&](int64_t c) {
-    forward_chunk(grid, x, table, y, c * step, std::min(points, (c + 1) * step));
+                            table.size[0], table.size[1], width);
+  const auto fill = [&](Out<real, kPoints, kOutputs> y) {
+    // Fewer points a chunk where there are few, so that every core gets some.
+    const int64_t step = std::max<int64_t>(kBlock, std::min(kChunk, points / 16 / kBlock * kBlock));
+    parallel_for((points + step - 1) / step, step * levels, [&](int64_t c) {
+      forward_chunk(grid, x, table, y, c * step, std::min(points, (c + 1) * step));
+    });
+    if (frequencies > 0) fourier_forward(q, x, frequencies, waves, column, y);
+  };
+  with_dtype(any, [&](auto y) {
+    if constexpr (std::is_same_v<decltype(y), Out<real, kPoints, kOutputs>>) return fill(y);
+    std::vector<real> wide(points * width);
+    fill({wide.data(), {points, width}});
+    parallel_for(points, width, [&](int64_t p) {
+      for (int64_t i = p * width; i < (p + 1) * width; ++i)
+        y.data[i] = from_float<std::remove_pointer_t<decltype(y.data)>>(wide[i]);
+    });
   });
 }
 

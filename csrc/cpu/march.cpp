@@ -25,22 +25,6 @@ int thicknesses(const T* baked, int resolution, int64_t norm, int64_t spacing, i
   return steps;
 }
 
-// Places of the `kept` heaviest samples, in order along the ray; returns what scales their weights. What is
-// no number weighs nothing.
-real keep_heaviest(const real* weight, int samples, int kept, int* place) {
-  real all = 0, sum = 0;
-  int count = 0;
-  for (int i = 0; i < samples; ++i) {
-    all += or_zero(weight[i]);
-    int rank = 0;
-    for (int j = 0; j < samples; ++j) rank += heavier(or_zero(weight[j]), j, or_zero(weight[i]), i);
-    if (rank >= kept) continue;
-    place[count++] = i;
-    sum += or_zero(weight[i]);
-  }
-  return kept_scale(sum, all);
-}
-
 }  // namespace
 
 void march(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays> near,
@@ -72,21 +56,23 @@ void march(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<re
   });
 }
 
-void heaviest(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays, kEdges> t,
-              In<real, kRays, kSamples> w, Out<real, kRays, kFine, 3> x, Out<real, kRays, kFine> w_kept) {
+void representatives(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
+                     In<real, kRays, kEdges> t, In<real, kRays, kSamples> w, Out<real, kRays, kFine, 3> x,
+                     Out<real, kRays, kFine> w_kept) {
   const int samples = int(w.size[1]), kept = int(w_kept.size[1]);
-  require(t.size[1] == samples + 1, "t must have one edge more than samples");
-  require(kept >= 1 && kept <= kMostKept && kept <= samples,
-          "must keep 1 to 8 samples, and no more than there are");
+  require(t.size[1] == samples + 1 && samples > 0,
+          "t must have one edge more than samples, and there must be some");
   parallel_for(w.size[0], 4 * samples, [&](int64_t ray) {
-    const real* weight = w.data + ray * samples;
-    int place[kMostKept];
-    const real scale = keep_heaviest(weight, samples, kept, place);
+    const real *weight = w.data + ray * samples, *edge = t.data + ray * (samples + 1);
     const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
-    for (int k = 0; k < kept; ++k) {
-      const real* edge = t.data + ray * (samples + 1) + place[k];
-      store3(x.data, ray * kept + k, o + real(0.5) * (edge[0] + edge[1]) * d);
-      w_kept.data[ray * kept + k] = scale * or_zero(weight[place[k]]);
+    real all = 0, upto = 0;
+    for (int i = 0; i < samples; ++i) all += or_zero(weight[i]);
+    for (int i = 0, k = 0; k < kept; ++i) {
+      upto += or_zero(weight[i]);
+      for (; k < kept && (upto > spread(k, kept, real(0.5)) * all || i == samples - 1); ++k) {
+        store3(x.data, ray * kept + k, o + real(0.5) * (edge[i] + edge[i + 1]) * d);
+        w_kept.data[ray * kept + k] = all / real(kept);
+      }
     }
   });
 }

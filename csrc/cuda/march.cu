@@ -6,6 +6,7 @@
 namespace raymarch {
 
 constexpr int kThreads = 128;
+constexpr int kAtOnce = 4;  // steps
 
 // A ray against the grid.
 template <class T>
@@ -23,9 +24,20 @@ struct Walk {
     if (!selected(y)) return real(0);
     return step_thickness(to_float(baked[baked_cell(y, resolution)]), back - front);
   }
+
+  // The thickness of steps i .. i + kAtOnce - 1, of which those past the last have none; moves `front` on.
+  __device__ __forceinline__ void look(int i, int steps, real& front, real (&tau)[kAtOnce]) const {
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const real back = edge(i + j + 1);
+      tau[j] = i + j < steps ? thickness(front, back) : real(0);
+      front = back;
+    }
+  }
 };
 
-// Twice over the ray: its mass, then the edges, each as soon as the mass before it is reached.
+// Twice over the ray: its mass, then the edges, each as soon as the mass before it is reached. A few steps
+// are looked up at once, so that their loads are under way together.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     march_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays> near,
@@ -42,10 +54,11 @@ __global__ void __launch_bounds__(kThreads)
                      warped_interval(spacing, near.data[ray], far.data[ray]),
                      real(1) / real(steps)};
   real all = real(0), front = walk.edge(0);
-  for (int i = 0; i < steps && all < stop; ++i) {
-    const real back = walk.edge(i + 1);
-    all += walk.thickness(front, back);
-    front = back;
+  for (int i = 0; i < steps && all < stop; i += kAtOnce) {
+    real tau[kAtOnce];
+    walk.look(i, steps, front, tau);
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) all += all < stop ? tau[j] : real(0);
   }
 
   const int edges = int(t.size[1]);
@@ -54,46 +67,46 @@ __global__ void __launch_bounds__(kThreads)
   real target = spread(0, edges, real(0.5)) * total;
   real* to = t.data + ray * edges;
   front = walk.edge(0);
-  for (int i = 0, k = 0; i < steps && k < edges; ++i) {
-    const real back = walk.edge(i + 1);
-    if (upto < stop) upto += walk.thickness(front, back);
-    front = back;
-    const real after = marched_mass(upto, i + 1, padding);
-    while (k < edges && (after > target || i == steps - 1)) {
-      const real s = invert_bin(target, before, after, real(i) * walk.each, real(i + 1) * walk.each);
-      to[k] = t_from_s(spacing, walk.ends, s);
-      target = spread(++k, edges, real(0.5)) * total;
+  for (int i = 0, k = 0; i < steps && k < edges; i += kAtOnce) {
+    real tau[kAtOnce] = {};
+    if (upto < stop) walk.look(i, steps, front, tau);
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (i + j >= steps) break;
+      if (upto < stop) upto += tau[j];
+      const real after = marched_mass(upto, i + j + 1, padding);
+      while (k < edges && (after > target || i + j == steps - 1)) {
+        const real s =
+            invert_bin(target, before, after, real(i + j) * walk.each, real(i + j + 1) * walk.each);
+        to[k] = t_from_s(spacing, walk.ends, s);
+        target = spread(++k, edges, real(0.5)) * total;
+      }
+      before = after;
     }
-    before = after;
   }
 }
 
-// One thread per ray ranks each sample against the others.
+// One thread per ray, twice over its weights: their sum, then each sample as soon as the middle of a share is
+// reached.
 __global__ void __launch_bounds__(kThreads)
-    heaviest_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays, kEdges> t,
-                    In<real, kRays, kSamples> w, Out<real, kRays, kFine, 3> x,
-                    Out<real, kRays, kFine> w_kept) {
+    representatives_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions,
+                           In<real, kRays, kEdges> t, In<real, kRays, kSamples> w,
+                           Out<real, kRays, kFine, 3> x, Out<real, kRays, kFine> w_kept) {
   const int64_t ray = item();
   if (ray >= w.size[0]) return;
   const int samples = int(w.size[1]), kept = int(w_kept.size[1]);
-  const real* weight = w.data + ray * samples;
-  const real* edge = t.data + ray * (samples + 1);
+  const real *weight = w.data + ray * samples, *edge = t.data + ray * (samples + 1);
   const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
 
-  real all = real(0), sum = real(0);
-  int count = 0;
-  for (int i = 0; i < samples; ++i) {
-    const real own = or_zero(weight[i]);
-    all += own;
-    int rank = 0;
-    for (int j = 0; j < samples && rank < kept; ++j) rank += heavier(or_zero(weight[j]), j, own, i);
-    if (rank >= kept) continue;
-    store3(x.data, ray * kept + count, o + real(0.5) * (edge[i] + edge[i + 1]) * d);
-    w_kept.data[ray * kept + count++] = own;
-    sum += own;
+  real all = real(0), upto = real(0);
+  for (int i = 0; i < samples; ++i) all += or_zero(weight[i]);
+  for (int i = 0, k = 0; k < kept; ++i) {
+    upto += or_zero(weight[i]);
+    for (; k < kept && (upto > spread(k, kept, real(0.5)) * all || i == samples - 1); ++k) {
+      store3(x.data, ray * kept + k, o + real(0.5) * (edge[i] + edge[i + 1]) * d);
+      w_kept.data[ray * kept + k] = all / real(kept);
+    }
   }
-  const real scale = kept_scale(sum, all);
-  for (int k = 0; k < kept; ++k) w_kept.data[ray * kept + k] *= scale;
 }
 
 void march(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays> near,
@@ -109,14 +122,13 @@ void march(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions, In
   });
 }
 
-void heaviest(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays, kEdges> t,
-              In<real, kRays, kSamples> w, Out<real, kRays, kFine, 3> x, Out<real, kRays, kFine> w_kept) {
-  const int64_t samples = w.size[1], kept = w_kept.size[1];
-  require(t.size[1] == samples + 1, "t must have one edge more than samples");
-  require(kept >= 1 && kept <= kMostKept && kept <= samples,
-          "must keep 1 to 8 samples, and no more than there are");
-  launch("heaviest", heaviest_kernel, blocks(w.size[0], kThreads), kThreads, q, origins, directions, t, w, x,
-         w_kept);
+void representatives(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
+                     In<real, kRays, kEdges> t, In<real, kRays, kSamples> w, Out<real, kRays, kFine, 3> x,
+                     Out<real, kRays, kFine> w_kept) {
+  require(t.size[1] == w.size[1] + 1 && w.size[1] > 0,
+          "t must have one edge more than samples, and there must be some");
+  launch("representatives", representatives_kernel, blocks(w.size[0], kThreads), kThreads, q, origins,
+         directions, t, w, x, w_kept);
 }
 
 }  // namespace raymarch

@@ -20,7 +20,7 @@ struct Unit {
 
 // A warp takes 32 samples of one ray at a time.
 template <class T, int F, int kLevels>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, 2)
     samples_to_density_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                               In<real, kRays, kEdges> t, int64_t norm, In<T, kEntries, kChannels> table,
                               const __grid_constant__ Grid grid, In<real, kParams> params, int hidden,

@@ -10,10 +10,10 @@ namespace raymarch {
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kRayThreads = 32 * kWarpsPerBlock;
 
-// Where the columns of x come from: harmonics of the direction, h but its first column, the camera's code.
+// Where the columns of x come from: harmonics of the direction, h but its first column, the camera's code,
+// ones.
 struct RadianceWidths {
-  int geometry, after, samples;
-  __host__ __device__ int all() const { return kHarmonics + geometry + after; }
+  int geometry, after, samples, width;
 };
 
 __device__ __forceinline__ const real* row_of(const Maybe<In<real, kCameras, kCode>>& codes,
@@ -22,92 +22,106 @@ __device__ __forceinline__ const real* row_of(const Maybe<In<real, kCameras, kCo
   return codes.data + (codes && c >= 0 && c < codes.size[0] ? c : 0) * codes.size[1];
 }
 
-// A block takes one ray: its rows of x are one contiguous run, of which thread i takes numbers i,
-// i + kThreads, ...; their row and column advance by sums.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
+template <class T, int N>
+struct alignas(sizeof(T) * N) Few {
+  T of[N];
+};
+
+// One warp per ray. A lane keeps to N columns where 32 lanes take whole rows, and what all samples share of
+// them stays in its registers.
+template <class T, int N>
+__global__ void __launch_bounds__(kRayThreads)
     radiance_inputs_forward_kernel(In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, real scale,
                                    In<real, kRays, 3> directions, int64_t signs,
                                    Maybe<In<int64_t, kRays>> camera, Maybe<In<real, kCameras, kCode>> codes,
-                                   RadianceWidths w, Out<real, kPoints> sigma, Out<T, kPoints, kOutputs> x) {
-  __shared__ real before[kHarmonics];
-  const int64_t ray = blockIdx.x, first = ray * w.samples;
-  if (threadIdx.x == 0) {
-    const Harmonics of_direction = harmonics(load3(directions.data, ray), signs);
+                                   RadianceWidths w, Out<real, kPoints> sigma, T* x) {
+  __shared__ real shared[kWarpsPerBlock][kHarmonics];
+  const int64_t ray = warp(), first = ray * w.samples;
+  if (ray >= directions.size[0]) return;
+  const int channels = w.geometry + 1, packs = w.width / N;
+  const real* rows = h.data + first * channels;
+  real* before = shared[threadIdx.x / 32];
+  const Harmonics of_direction = harmonics(load3(directions.data, ray), signs);
+  if (lane() == 0) {
 #pragma unroll
     for (int k = 0; k < kHarmonics; ++k) before[k] = of_direction.of[k];
   }
-  const int width = int(x.size[1]), channels = w.geometry + 1;
-  const real* rows = h.data + first * channels;
-  const real* after = row_of(codes, camera, ray);  // never read where there is no code
-  const int step_row = kThreads / width, step_column = kThreads % width;
-  int row = threadIdx.x / width, column = threadIdx.x % width;
-  T* to = x.data + first * width;
-  for (int s = threadIdx.x; s < w.samples; s += kThreads)
+  __syncwarp();
+  for (int s = lane(); s < w.samples; s += 32)
     sigma.data[first + s] = density(rows[int64_t{s} * channels], load3(y.data, first + s), scale);
-  __syncthreads();
-#pragma unroll 4
-  for (int64_t i = threadIdx.x; row < w.samples; i += kThreads) {
-    const int c = column - kHarmonics;
-    const real v = c < 0              ? before[column]
-                   : c < w.geometry   ? __ldg(rows + int64_t{row} * channels + 1 + c)
-                   : column < w.all() ? __ldg(after + (c - w.geometry))
-                                      : real(1);
-    to[i] = from_float<T>(v);
-    row += step_row, column += step_column;
-    if (column >= width) column -= width, ++row;
+
+  const real* after = row_of(codes, camera, ray);    // never read where there is no code
+  const int together = packs < 32 ? 32 / packs : 1;  // rows that a warp writes at once
+  for (int begin = 0; begin < packs; begin += 32) {
+    const int pack = begin + (packs < 32 ? lane() % packs : lane());
+    const int row = packs < 32 ? lane() / packs : 0;
+    if (pack >= packs || row >= together) continue;
+    real kept[N];
+    bool varies = false;
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const int column = pack * N + k, c = column - kHarmonics, last = c - w.geometry;
+      kept[k] = c < 0 ? before[column] : last >= 0 && last < w.after ? after[last] : real(1);
+      varies |= c >= 0 && last < 0;
+    }
+    Few<T, N>* to = reinterpret_cast<Few<T, N>*>(x + first * w.width) + pack;
+#pragma unroll 2
+    for (int s = row; s < w.samples; s += together) {
+      Few<T, N> values;
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const int c = pack * N + k - kHarmonics;
+        const bool own = varies && c >= 0 && c < w.geometry;
+        values.of[k] = from_float<T>(own ? __ldg(rows + int64_t{s} * channels + 1 + c) : kept[k]);
+      }
+      to[int64_t{s} * packs] = values;
+    }
   }
 }
 
-// A block takes one ray, a lane one column, a warp every eighth sample. What samples share is summed per
-// warp, then over warps, in one order; only the sum over rays of one camera's code has none.
-__global__ void __launch_bounds__(kThreads) radiance_inputs_backward_kernel(
+// One warp per ray; a lane takes every 32nd column and sums what samples share in order. Only the sum over
+// the rays of one camera's code has no order.
+__global__ void __launch_bounds__(kRayThreads) radiance_inputs_backward_kernel(
     In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, real scale, In<real, kRays, 3> directions,
-    int64_t signs, Maybe<In<int64_t, kRays>> camera, In<real, kPoints> grad_sigma,
-    In<real, kPoints, kOutputs> grad_x, Maybe<In<real, kPoints, kInputs>> more_h, int column_of_more,
-    Maybe<In<real, kRays, 3>> more_directions, RadianceWidths w, Out<real, kPoints, kChannels> grad_h,
-    Out<real, kRays, 3> grad_directions, Maybe<Out<real, kCameras, kCode>> grad_codes,
-    Maybe<Out<real, kRays, kCode>> grad_code) {
-  extern __shared__ real sums[];  // [kWarps][width]
-  __shared__ Harmonics to_harmonics;
-  const int64_t ray = blockIdx.x, first = ray * w.samples;
-  const int width = w.all(), channels = w.geometry + 1, me = threadIdx.x / 32;
-  for (int c = lane(); c < width; c += 32) {
-    const int column = c - kHarmonics + 1;  // of h, if it is one of them
-    const bool own = column >= 1 && column <= w.geometry;
-    real sum = real(0);
-#pragma unroll 4
-    for (int s = me; s < w.samples; s += kWarps) {
-      real g = __ldg(grad_x.data + (first + s) * grad_x.size[1] + c);
-      sum += g;
-      if (own) {
-        if (more_h) g += __ldg(more_h.data + (first + s) * more_h.size[1] + column_of_more + column - 1);
-        grad_h.data[(first + s) * channels + column] = g;
-      }
-    }
-    sums[me * width + c] = sum;
-  }
-  for (int s = threadIdx.x; s < w.samples; s += kThreads) {
+    int64_t signs, Maybe<In<int64_t, kRays>> camera, In<real, kPoints> grad_sigma, const real* grad_x,
+    Maybe<In<real, kPoints, kInputs>> more_h, int column_of_more, Maybe<In<real, kRays, 3>> more_directions,
+    RadianceWidths w, Out<real, kPoints, kChannels> grad_h, Out<real, kRays, 3> grad_directions,
+    Maybe<Out<real, kCameras, kCode>> grad_codes, Maybe<Out<real, kRays, kCode>> grad_code) {
+  const int64_t ray = warp(), first = ray * w.samples;
+  if (ray >= directions.size[0]) return;
+  const int channels = w.geometry + 1, used = kHarmonics + w.geometry + w.after;
+  for (int s = lane(); s < w.samples; s += 32) {
     const int64_t i = first + s, at = i * channels;
     grad_h.data[at] = density_vjp(h.data[at], load3(y.data, i), scale, grad_sigma.data[i]);
   }
-  __syncthreads();
 
-  for (int c = threadIdx.x; c < width; c += kThreads) {
+  Harmonics to_harmonics;
+  for (int begin = 0; begin < used; begin += 32) {
+    const int c = begin + lane(), column = c - kHarmonics, last = column - w.geometry;
+    const bool live = c < used, own = live && column >= 0 && last < 0;
+    const real* from = grad_x + first * w.width + (live ? c : 0);
+    const real* more =
+        more_h && own ? more_h.data + first * more_h.size[1] + column_of_more + column : nullptr;
+    real* to = grad_h.data + first * channels + 1 + column;
     real sum = real(0);
+#pragma unroll 8
+    for (int s = 0; s < w.samples; ++s) {
+      const real g = __ldg(from + int64_t{s} * w.width);
+      sum += g;
+      if (own) to[int64_t{s} * channels] = more ? g + __ldg(more + s * more_h.size[1]) : g;
+    }
+    if (begin == 0) {
 #pragma unroll
-    for (int k = 0; k < kWarps; ++k) sum += sums[k * width + c];
-    const int last = c - kHarmonics - w.geometry;
-    if (c < kHarmonics) to_harmonics.of[c] = sum;
-    if (last < 0) continue;
+      for (int k = 0; k < kHarmonics; ++k) to_harmonics.of[k] = from_lane(sum, k);
+    }
+    if (!live || last < 0) continue;
     if (grad_code) grad_code.data[ray * w.after + last] = sum;
     if (grad_codes) {
       const int64_t who = camera.data[ray];
       if (who >= 0 && who < grad_codes.size[0]) atomicAdd(grad_codes.data + who * w.after + last, sum);
     }
   }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
+  if (lane() != 0) return;
   Vec3 g = harmonics_vjp(load3(directions.data, ray), signs, to_harmonics);
   if (more_directions) g = g + load3(more_directions.data, ray);
   store3(grad_directions.data, ray, g);
@@ -204,11 +218,17 @@ __global__ void __launch_bounds__(kRayThreads)
 constexpr int kMostHead = 128;  // inputs of the last layer of predicted normals
 
 // tanh(weight z + bias) of one point.
+template <int N>
 __device__ __forceinline__ Vec3 head_of(const real* z, const real* weight, int inputs) {
   Vec3 a = {weight[3 * inputs], weight[3 * inputs + 1], weight[3 * inputs + 2]};
-  for (int c = 0; c < inputs; ++c) {
-    const real v = z[c];
-    a = a + Vec3{weight[c] * v, weight[inputs + c] * v, weight[2 * inputs + c] * v};
+#pragma unroll 4
+  for (int c = 0; c < inputs; c += N) {
+    const Few<real, N> v = *reinterpret_cast<const Few<real, N>*>(z + c);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const real *at = weight + c + k, by = v.of[k];
+      a = a + Vec3{at[0] * by, at[inputs] * by, at[2 * inputs] * by};
+    }
   }
   return tanh3(a);
 }
@@ -219,6 +239,7 @@ __device__ __forceinline__ void stage_head(const real* weight, const real* bias,
 }
 
 // One thread per point; weights in shared memory.
+template <int N>
 __global__ void __launch_bounds__(kThreads)
     normal_head_forward_kernel(In<real, kPoints, kInputs> z, In<real, 3, kInputs> weight, In<real, 3> bias,
                                Out<real, kPoints, 3> n) {
@@ -227,12 +248,13 @@ __global__ void __launch_bounds__(kThreads)
   stage_head(weight.data, bias.data, inputs, staged);
   __syncthreads();
   const int64_t i = item();
-  if (i < z.size[0]) store3(n.data, i, normalised(head_of(z.data + i * inputs, staged, inputs)));
+  if (i < z.size[0]) store3(n.data, i, normalised(head_of<N>(z.data + i * inputs, staged, inputs)));
 }
 
 // Blocks take every so many points by 256: a thread per point finds what comes to its three sums, then a
 // thread per column passes it on to z and adds it up over the points; those sums stay in registers to the
 // end.
+template <int N>
 __global__ void __launch_bounds__(kThreads)
     normal_head_backward_kernel(In<real, kPoints, kInputs> z, In<real, 3, kInputs> weight, In<real, 3> bias,
                                 In<real, kPoints, 3> grad_n, Out<real, kPoints, kInputs> grad_z,
@@ -248,7 +270,7 @@ __global__ void __launch_bounds__(kThreads)
     const int count = int(min(int64_t{kThreads}, z.size[0] - base));
     if (int(threadIdx.x) < count) {
       const int64_t i = base + threadIdx.x;
-      const Vec3 y = head_of(z.data + i * inputs, staged, inputs);
+      const Vec3 y = head_of<N>(z.data + i * inputs, staged, inputs);
       const Vec3 g = tanh3_vjp(y, normalised_vjp(y, load3(grad_n.data, i)));
       to_sums[0][threadIdx.x] = g.x, to_sums[1][threadIdx.x] = g.y, to_sums[2][threadIdx.x] = g.z;
       of_bias[0] += g.x, of_bias[1] += g.y, of_bias[2] += g.z;
@@ -309,25 +331,33 @@ static RadianceWidths radiance_widths(int64_t points, int64_t rays, int64_t chan
   require(rays > 0 ? points % rays == 0 : points == 0, "h must have the same number of rows for every ray");
   require(channels > 0 && width >= kHarmonics + channels - 1 + after,
           "x must have a column for each of 16 harmonics, h but its first, and code");
-  require(width <= 1024, "x must have at most 1024 columns");
+  require(width <= 4096, "x must have at most 4096 columns");
   const int64_t samples = rays > 0 ? points / rays : 0;
   require(samples < (int64_t{1} << 30), "too many rows for one ray");
-  return {int(channels - 1), int(after), int(samples)};
+  return {int(channels - 1), int(after), int(samples), int(width)};
 }
 
 void radiance_inputs_forward(Cuda q, In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, double scale,
                              In<real, kRays, 3> directions, int64_t signs, Maybe<In<int64_t, kRays>> camera,
                              Maybe<In<real, kCameras, kCode>> codes, Out<real, kPoints> sigma,
-                             OutPayload<kPoints, kOutputs> x) {
+                             OutPayload<kPoints, kOutputs> any) {
   const char* problem = harmonics_problem(signs);
   require(!problem, problem);
   require(!codes || camera, "codes need the cameras of rays");
   const int64_t rays = directions.size[0];
-  const RadianceWidths w = radiance_widths(h.size[0], rays, h.size[1], codes ? codes.size[1] : 0, x.size[1]);
-  with_dtype(x, [&](auto view) {
-    using T = std::remove_pointer_t<decltype(view.data)>;
-    launch("radiance_inputs_forward", radiance_inputs_forward_kernel<T>, blocks(rays, 1), kThreads, q, h, y,
-           real(scale), directions, signs, camera, codes, w, sigma, view);
+  const RadianceWidths w =
+      radiance_widths(h.size[0], rays, h.size[1], codes ? codes.size[1] : 0, any.size[1]);
+  with_dtype(any, [&](auto x) {
+    using T = std::remove_pointer_t<decltype(x.data)>;
+    constexpr int kWide = 16 / sizeof(T);
+    const auto start = [&](auto kernel) {
+      launch("radiance_inputs_forward", kernel, blocks(rays, kWarpsPerBlock), kRayThreads, q, h, y,
+             real(scale), directions, signs, camera, codes, w, sigma, x.data);
+    };
+    if (w.width % kWide == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0)
+      start(radiance_inputs_forward_kernel<T, kWide>);
+    else
+      start(radiance_inputs_forward_kernel<T, 1>);
   });
 }
 
@@ -346,11 +376,12 @@ void radiance_inputs_backward(Cuda q, In<real, kPoints, kChannels> h, In<real, k
           "more_h must have the columns of h from `column`");
   const int64_t rays = directions.size[0];
   const int64_t after = grad_codes ? grad_codes.size[1] : grad_code ? grad_code.size[1] : 0;
+  require(!grad_codes || !grad_code || grad_code.size[1] == after,
+          "grad_codes and grad_code must be as wide");
   const RadianceWidths w = radiance_widths(h.size[0], rays, h.size[1], after, grad_x.size[1]);
-  launch_shared("radiance_inputs_backward", radiance_inputs_backward_kernel, blocks(rays, 1), kThreads,
-                kWarps * w.all() * sizeof(real), q, h, y, real(scale), directions, signs, camera, grad_sigma,
-                grad_x, more_h, int(column), more_directions, w, grad_h, grad_directions, grad_codes,
-                grad_code);
+  launch("radiance_inputs_backward", radiance_inputs_backward_kernel, blocks(rays, kWarpsPerBlock),
+         kRayThreads, q, h, y, real(scale), directions, signs, camera, grad_sigma, grad_x.data, more_h,
+         int(column), more_directions, w, grad_h, grad_directions, grad_codes, grad_code);
 }
 
 void slope_normals(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
@@ -389,11 +420,15 @@ void normal_inputs_backward(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 
          grad_origins, grad_directions);
 }
 
+static bool in_fours(In<real, kPoints, kInputs> z) {
+  return z.size[1] % 4 == 0 && reinterpret_cast<uintptr_t>(z.data) % 16 == 0;
+}
+
 void normal_head_forward(Cuda q, In<real, kPoints, kInputs> z, In<real, 3, kInputs> weight, In<real, 3> bias,
                          Out<real, kPoints, 3> n) {
   require(z.size[1] <= kMostHead, "on CUDA z may have at most 128 columns");
-  launch("normal_head_forward", normal_head_forward_kernel, blocks(z.size[0], kThreads), kThreads, q, z,
-         weight, bias, n);
+  const auto kernel = in_fours(z) ? normal_head_forward_kernel<4> : normal_head_forward_kernel<1>;
+  launch("normal_head_forward", kernel, blocks(z.size[0], kThreads), kThreads, q, z, weight, bias, n);
 }
 
 void normal_head_backward(Cuda q, In<real, kPoints, kInputs> z, In<real, 3, kInputs> weight, In<real, 3> bias,
@@ -402,8 +437,9 @@ void normal_head_backward(Cuda q, In<real, kPoints, kInputs> z, In<real, 3, kInp
   require(z.size[1] >= 1 && z.size[1] <= kMostHead, "on CUDA z may have at most 128 columns");
   require(partial.size[1] == 3 * z.size[1] + 3 && partial.size[0] > 0,
           "partial must have a column per weight and bias");
-  launch("normal_head_backward", normal_head_backward_kernel, unsigned(partial.size[0]), kThreads, q, z,
-         weight, bias, grad_n, grad_z, partial);
+  const auto kernel = in_fours(z) ? normal_head_backward_kernel<4> : normal_head_backward_kernel<1>;
+  launch("normal_head_backward", kernel, unsigned(partial.size[0]), kThreads, q, z, weight, bias, grad_n,
+         grad_z, partial);
 }
 
 void add_rows(Cuda q, In<real, kEntries, kParams> rows, Maybe<In<real, 1>> scale, Out<real, kParams> sum) {

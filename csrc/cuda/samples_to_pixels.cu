@@ -2,8 +2,6 @@
 // by sample, all lanes look up their grid, the warp runs the networks on tensor cores, and each lane
 // composites its ray. Rays that lie side by side on the image read the same cells, and end at about the same
 // sample.
-#include <algorithm>
-
 #include "cuda/half_tile.cuh"
 #include "cuda/vector.cuh"
 #include "math/composite.h"
@@ -227,81 +225,79 @@ __global__ void __launch_bounds__(kThreads, 2)
   stage_networks(block, nets, params.data, code);
   Own& own = block.own[threadIdx.x / 32];
 
-  const int64_t rays = rgb_out.size[0], step = gridDim.x * int64_t{kThreads};
+  const int64_t rays = rgb_out.size[0], base = blockIdx.x * int64_t{kThreads} + threadIdx.x / 32 * 32;
+  if (base >= rays) return;
   const int samples = int(t.size[1]) - 1;
-  for (int64_t base = blockIdx.x * int64_t{kThreads} + threadIdx.x / 32 * 32; base < rays; base += step) {
-    const int64_t ray = base + lane();
-    const bool exists = ray < rays;
-    const int64_t at = exists ? ray : rays - 1;  // lanes without a ray walk beside the last one
-    const Vec3 o = load3(origins.data, at), d = load3(directions.data, at);
-    const real line[6] = {o.x, o.y, o.z, d.x, d.y, d.z};
+  const int64_t ray = base + lane();
+  const bool exists = ray < rays;
+  const int64_t at = exists ? ray : rays - 1;  // lanes without a ray walk beside the last one
+  const Vec3 o = load3(origins.data, at), d = load3(directions.data, at);
+  const real line[6] = {o.x, o.y, o.z, d.x, d.y, d.z};
 #pragma unroll
-    for (int c = 0; c < 6; ++c) own.line[c][lane()] = line[c];
-    const real* edge = t.data + at * (samples + 1);
-    store_direction(own.direction, direction.data + at * 16);
+  for (int c = 0; c < 6; ++c) own.line[c][lane()] = line[c];
+  const real* edge = t.data + at * (samples + 1);
+  store_direction(own.direction, direction.data + at * 16);
 
-    real thickness = real(0), opacity = real(0), moment = real(0), depth = real(0), front = edge[0];
-    bool half_seen = false;
-    Vec3 rgb = {0, 0, 0};
-    int i = 0;  // the lane's own: rays do not wait for each other where there is nothing
-    for (;;) {
-      real middle = real(0), length = real(0);
-      Vec3 y = {0, 0, 0};
-      bool live = exists && thickness < stop, ends = false;
-      for (; live && i < samples; ++i) {
-        const real back = edge[i + 1];
-        length = back - front, middle = real(0.5) * (front + back);
-        front = back;
-        y = contract_unit(norm, point_on(own, middle));
-        ends = backdrop.kind == kLastSample && i == samples - 1;
-        if (ends || may_hold(occupied, resolution, y)) break;
-        if (w_out) w_out.data[ray * samples + i] = real(0);
-      }
-      live = live && i < samples;
-      if (!__any_sync(~0u, live)) break;
-      encode_row(own.encoded, grid, table.data, y, live && selected(y));
-      __syncwarp();
-      Sums h;
-      run_base(block, own.encoded, h);
-      Operand geometry;
-      split_base(h, own.numbers, geometry);
-      __syncwarp();
-
-      real w = real(0);
-      if (live) {
-        const real tau = density(own.numbers[lane()].x, y, scale) * length;
-        w = weight(thickness, tau);
-        thickness += tau;
-        opacity += w;
-        moment += w * middle;
-        if (!half_seen) depth = middle;
-        half_seen |= opacity >= real(0.5);
-      }
-      if (w_out && live) w_out.data[ray * samples + i] = w;
-      if (live) ++i;
-      __syncwarp();
-      if (!__any_sync(~0u, live && (w > least || ends))) continue;
-      run_colour(block, own.direction, geometry, own.numbers);
-      __syncwarp();
-      const float4 c = own.numbers[lane()];
-      __syncwarp();
-      if (live && (w > least || ends))  // the last sample also stands for all that lies behind it
-        rgb =
-            rgb + (ends ? w + (1 - opacity) : w) * finite_colour({sigmoid(c.x), sigmoid(c.y), sigmoid(c.z)});
+  real thickness = real(0), opacity = real(0), moment = real(0), depth = real(0), front = edge[0];
+  bool half_seen = false;
+  Vec3 rgb = {0, 0, 0};
+  int i = 0;  // the lane's own: rays do not wait for each other where there is nothing
+  for (;;) {
+    real middle = real(0), length = real(0);
+    Vec3 y = {0, 0, 0};
+    bool live = exists && thickness < stop, ends = false;
+    for (; live && i < samples; ++i) {
+      const real back = edge[i + 1];
+      length = back - front, middle = real(0.5) * (front + back);
+      front = back;
+      y = contract_unit(norm, point_on(own, middle));
+      ends = backdrop.kind == kLastSample && i == samples - 1;
+      if (ends || may_hold(occupied, resolution, y)) break;
+      if (w_out) w_out.data[ray * samples + i] = real(0);
     }
-    if (!exists) continue;
-    if (w_out)
-      for (; i < samples; ++i) w_out.data[ray * samples + i] = real(0);
+    live = live && i < samples;
+    if (!__any_sync(~0u, live)) break;
+    encode_row(own.encoded, grid, table.data, y, live && selected(y));
+    __syncwarp();
+    Sums h;
+    run_base(block, own.encoded, h);
+    Operand geometry;
+    split_base(h, own.numbers, geometry);
+    __syncwarp();
 
-    const real farthest = real(0.5) * (edge[samples - 1] + edge[samples]);
-    const Vec3 behind = backdrop.kind == kColour  ? load3(backdrop.colour, 0)
-                        : backdrop.kind == kWhite ? Vec3{1, 1, 1}
-                                                  : Vec3{0, 0, 0};
-    store3(rgb_out.data, ray, displayable(rgb + (1 - opacity) * behind));
-    opacity_out.data[ray] = opacity;
-    depth_out.data[ray] = half_seen ? depth : farthest;
-    expected_out.data[ray] = expected_depth(moment, opacity, real(0.5) * (edge[0] + edge[1]), farthest).depth;
+    real w = real(0);
+    if (live) {
+      const real tau = density(own.numbers[lane()].x, y, scale) * length;
+      w = weight(thickness, tau);
+      thickness += tau;
+      opacity += w;
+      moment += w * middle;
+      if (!half_seen) depth = middle;
+      half_seen |= opacity >= real(0.5);
+    }
+    if (w_out && live) w_out.data[ray * samples + i] = w;
+    if (live) ++i;
+    __syncwarp();
+    if (!__any_sync(~0u, live && (w > least || ends))) continue;
+    run_colour(block, own.direction, geometry, own.numbers);
+    __syncwarp();
+    const float4 c = own.numbers[lane()];
+    __syncwarp();
+    if (live && (w > least || ends))  // the last sample also stands for all that lies behind it
+      rgb = rgb + (ends ? w + (1 - opacity) : w) * finite_colour({sigmoid(c.x), sigmoid(c.y), sigmoid(c.z)});
   }
+  if (!exists) return;
+  if (w_out)
+    for (; i < samples; ++i) w_out.data[ray * samples + i] = real(0);
+
+  const real farthest = real(0.5) * (edge[samples - 1] + edge[samples]);
+  const Vec3 behind = backdrop.kind == kColour  ? load3(backdrop.colour, 0)
+                      : backdrop.kind == kWhite ? Vec3{1, 1, 1}
+                                                : Vec3{0, 0, 0};
+  store3(rgb_out.data, ray, displayable(rgb + (1 - opacity) * behind));
+  opacity_out.data[ray] = opacity;
+  depth_out.data[ray] = half_seen ? depth : farthest;
+  expected_out.data[ray] = expected_depth(moment, opacity, real(0.5) * (edge[0] + edge[1]), farthest).depth;
 }
 
 }  // namespace
@@ -332,7 +328,8 @@ void samples_to_pixels(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> di
           "the table and direction must start at multiples of 16 bytes");
   with_dtype(any, [&](auto table) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(table.data)>>;
-    const unsigned size = std::min(blocks(rgb.size[0], kThreads), unsigned(2 * multiprocessors(q)));
+    // More blocks than fit at once: staging is a hundredth of their work, and they end at different times.
+    const unsigned size = blocks(rgb.size[0], kThreads);
     launch_shared("samples_to_pixels", samples_to_pixels_kernel<T>, size, kThreads, sizeof(Block), q, origins,
                   directions, t, norm, table, grid, params, nets, real(scale), direction, code, occupied.data,
                   int(resolution), Backdrop{background, colour.data}, real(least), real(stop), rgb, opacity,

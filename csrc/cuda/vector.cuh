@@ -28,8 +28,9 @@ struct WordOf<16> {
   using type = uint4;
 };
 
-// Through the read-only path: nothing in the kernel may write what it reads here.
-template <int N, class T>
+// Through the read-only path: nothing in the kernel may write what it reads here. `kLast`: nobody reads it
+// again, so it need not stay in any cache.
+template <bool kLast = false, int N, class T>
 __device__ __forceinline__ void load_vector(const T* from, real (&to)[N]) {
   using Word = typename WordOf<int(N * sizeof(T))>::type;
   constexpr int kWords = int(N * sizeof(T) / sizeof(Word));
@@ -38,7 +39,10 @@ __device__ __forceinline__ void load_vector(const T* from, real (&to)[N]) {
     T numbers[N];
   } u;
 #pragma unroll
-  for (int w = 0; w < kWords; ++w) u.words[w] = __ldg(reinterpret_cast<const Word*>(from) + w);
+  for (int w = 0; w < kWords; ++w) {
+    const Word* word = reinterpret_cast<const Word*>(from) + w;
+    u.words[w] = kLast ? __ldcs(word) : __ldg(word);
+  }
 #pragma unroll
   for (int n = 0; n < N; ++n) to[n] = to_float(u.numbers[n]);
 }

@@ -127,9 +127,16 @@ struct Axis {
 // comparisons are spelled so that NaN fails them.
 RM_HD Axis locate(const Level& level, real x, bool smooth) {
   const real p = real(level.scale) * x + real(level.shift), top = real(level.top);
-  const real inside = p > real(0) ? p : real(0);
-  const int32_t cell = int32_t(inside < top ? inside : top);
-  const real f = p - real(cell);
+  const real inside = p > real(0) ? p : real(0), kept = inside < top ? inside : top;
+#if defined(__CUDA_ARCH__) && !RM_DOUBLE
+  // Conversions run at a quarter of the speed of sums. Rounding down leaves the cell in the low bits.
+  const real shifted = __fadd_rd(kept, 8388608.0f), whole = shifted - 8388608.0f;
+  const uint32_t cell = float_bits(shifted) & 0x7fffffu;
+#else
+  const int32_t cell = int32_t(kept);
+  const real whole = real(cell);
+#endif
+  const real f = p - whole;
   return {uint32_t(cell), smooth ? f * f * (real(3) - real(2) * f) : f,
           smooth ? real(6) * f * (real(1) - f) : real(1)};
 }
@@ -161,6 +168,11 @@ RM_HD Slots hashed_slots(const Level& level, uint32_t x, uint32_t y, uint32_t z)
   const uint32_t y0 = y * level.step_y, y1 = y0 + level.step_y, z0 = z * level.step_z, z1 = z0 + level.step_z;
   const uint32_t a = (y0 ^ z0) & mask, b = (y1 ^ z0) & mask, c = (y0 ^ z1) & mask, d = (y1 ^ z1) & mask;
   return {{x0 ^ a, x1 ^ a, x0 ^ b, x1 ^ b, x0 ^ c, x1 ^ c, x0 ^ d, x1 ^ d}};
+}
+// One of them, from x and from y and z times their steps.
+RM_HD uint32_t slot(const Level& level, uint32_t x, uint32_t stepped_y, uint32_t stepped_z) {
+  return level.dense ? wrapped(x + stepped_y + stepped_z, level.entries)
+                     : (x ^ stepped_y ^ stepped_z) & (level.entries - 1);
 }
 RM_HD Slots slots(const Level& level, uint32_t x, uint32_t y, uint32_t z) {
   return level.dense ? dense_slots(level, x, y, z) : hashed_slots(level, x, y, z);

@@ -49,12 +49,4 @@ inline bool fits_bits(int64_t resolution, int64_t bytes) {
          bytes == (resolution * resolution * resolution + 7) / 8;
 }
 
-constexpr int kMostKept = 8;  // samples of a ray that `heaviest` keeps
-
-// Whether sample i comes before sample j among the heaviest: of equal weights the first.
-RM_HD bool heavier(real a, int i, real b, int j) { return a > b || (a == b && i < j); }
-
-// What scales the weights that were kept to the sum of all.
-RM_HD real kept_scale(real kept, real all) { return kept > real(0) ? all / kept : real(0); }
-
 }  // namespace raymarch

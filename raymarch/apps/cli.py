@@ -1,5 +1,5 @@
-"""The command line: raymarch demo | train | resume | eval | render | query | view | localize | export |
-poses | report | inspect | doctor."""
+"""The command line: raymarch demo | extract | train | resume | eval | render | query | view | localize |
+export | poses | report | inspect | doctor."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def train(
     set: Set = (),
     downscale: int | None = None,
     split: str | None = None,
+    features: tuple[Path, ...] = (),
     adjustments: Path | None = None,
     convention: Literal["camera", "world"] | None = None,
     masks: Literal["ignore", "empty", "none"] = "ignore",
@@ -55,6 +56,8 @@ def train(
         set: Change a setting, as model.sampler.samples=256,96,48. May be given several times.
         downscale: Shrink photos by this whole factor.
         split: How photos are held out: every8, fraction, none (default: the scene's own split, else every8).
+        features: Feature files to distil, one head each (default, for a preset with a feature field: what
+            `raymarch extract` left in the scene's folder).
         adjustments: Pose adjustments to begin with, as nerfstudio has them: .safetensors, .npz or .json.
         convention: Of the adjustments: camera (nerfstudio 0.3, F3RM) or world (nerfstudio 1).
         masks: What zero in a mask means: never draw the pixel, nothing is there, or nothing at all.
@@ -65,6 +68,7 @@ def train(
         look_every: Steps between renderings of a held-out view, kept in RUN/held_out; 0 for none.
         device: Where to run.
     """
+    from raymarch.apps.extraction import features_for
     from raymarch.apps.run_page import write_run_page
     from raymarch.config import override
     from raymarch.config import preset as named
@@ -78,6 +82,9 @@ def train(
     if steps is not None:
         config = override(config, f"train.trainer.steps={steps}")
     run = out or Path("runs") / f"{scene.resolve().name}-{preset}"
+    files, told = features_for(scene, features, config.model.fields.feature.width > 0)
+    if files and not config.model.fields.feature.width:
+        config = override(config, "model.fields.feature.width=1")  # the files know the width
     options: dict[str, Any] = {
         "downscale": downscale,
         "split": split,
@@ -86,15 +93,53 @@ def train(
         "memory": memory,
     }
     options["cache"] = None if cache == "none" else cache
+    if files:
+        options["features"] = [str(file) for file in files]
     loaded = load(scene, **options)
     moved = named_adjustments(adjustments, convention)
     loaded = with_adjustments(loaded, moved)
     source = {"path": str(scene.resolve()), "options": options} | ({"adjustments": moved} if moved else {})
     trainer = start(loaded, config, run, device, source)
-    _say(loaded.format, *(f"note: {line}" for line in (*loaded.problems, *loaded.notes)))
+    _say(loaded.format, *(f"note: {line}" for line in (*told, *loaded.problems, *loaded.notes)))
     _train(trainer, look_every, tensorboard)
     write_run_page(run, device)
     print(run)
+
+
+def extract(
+    scene: Positional[Path],
+    encoder: str = "clip",
+    model: str | None = None,
+    weights: str | None = None,
+    out: Path | None = None,
+    size: int | None = None,
+    fit: Literal["stretch", "drop"] = "stretch",
+    facet: Literal["key", "token"] | None = None,
+    device: Device = "auto",
+) -> None:
+    """Extract dense features of every photo, to distil. Run again, it goes on where it stopped.
+
+    Args:
+        scene: Folder of posed photos.
+        encoder: clip, dino or dinov2, or several with commas, each into a file of its own.
+        model: A model of open_clip or timm, as ViT-B-16 (default: ViT-L-14-336-quickgelu,
+            vit_small_patch8_224 or vit_large_patch14_dinov2).
+        weights: A file, a folder with open_clip_config.json and weights, or a tag to download.
+        out: Feature file (default: features_ENCODER.safetensors in the scene's folder).
+        size: Pixels of the shorter side that the network sees; 0 for the photo's own (default: the model's).
+        fit: stretch photos by less than half a patch, so that patches fill them, or drop what fills none.
+        facet: Which part of a DINO network (default: key for dino, token for dinov2).
+        device: Where to run.
+    """
+    from raymarch.apps.extraction import run as extract_all
+    from raymarch.train.runs import pick_device
+
+    options: dict[str, Any] = {"facet": facet} if facet else {}
+    encoders = [name.strip() for name in encoder.split(",")]
+    for line in extract_all(
+        scene, encoders, model, weights, out, pick_device(device), size=size, fit=fit, **options
+    ):
+        print(line)
 
 
 def resume(
@@ -215,11 +260,11 @@ def render(
         save_path: Also write the path as camera_path.json.
         text: What the similarity head looks for; may be several.
         negatives: What it is not.
-        embeddings: A .npz or .safetensors of one vector per name, for texts.
+        embeddings: A .npz or .safetensors of one vector per name, or a .npy [K, D] of what to look for.
         weights: Where the text encoder's weights lie now.
         formats: Comma-separated: png, exr, npz, mp4.
         side: Pixels of the longer side, at most.
-        mode: exact, or reduced: several times faster and close.
+        mode: exact, or reduced: several times faster; says how far its first image is from the exact one.
         device: Where to run.
     """
     from raymarch.apps.rendering import Route, render_run
@@ -448,19 +493,8 @@ def doctor() -> None:
 COMMANDS = {
     f.__name__: f
     for f in (
-        demo,
-        train,
-        resume,
-        eval,
-        render,
-        query,
-        view,
-        localize,
-        export,
-        poses,
-        report,
-        inspect,
-        doctor,
+        *(demo, inspect, extract, train, resume, eval, render, query, view, report),
+        *(localize, poses, export, doctor),
     )
 }
 
@@ -492,6 +526,7 @@ def _mendable(error: Exception) -> bool:
 
     from raymarch.config import ConfigError
     from raymarch.data.scene import SceneError
+    from raymarch.features.encoder import EncoderError
     from raymarch.features.words import WordsError
     from raymarch.train.checkpoint import CheckpointError
     from raymarch.train.evaluate import OutOfMemory
@@ -510,6 +545,7 @@ def _mendable(error: Exception) -> bool:
         SceneError,
         CheckpointError,
         DeviceError,
+        EncoderError,
         TrainingError,
         OutOfMemory,
         UserStop,

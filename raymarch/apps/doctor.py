@@ -24,9 +24,9 @@ OPTIONAL = {
         "git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
         "comparing fields",
     ),
-    "open_clip": ("open-clip-torch", "CLIP features and text queries"),
-    "timm": ("timm", "DINO features"),
-    "torchvision": ("torchvision", "preparing images for feature extractors"),
+    "open_clip": ('"raymarch[features]"', "CLIP features and text queries"),
+    "timm": ('"raymarch[features]"', "DINO features"),
+    "torchvision": ('"raymarch[features]"', "open_clip and timm, which need it"),
     "viser": ("viser", "the viewer"),
     "trimesh": ("trimesh", "exporting meshes"),
     "skimage": ("scikit-image", "comparing SSIM with a second implementation"),
@@ -200,9 +200,29 @@ def _optional(module: str, install: str, use: str) -> Finding:
             found = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # tinycudann raises OSError where there is no GPU
         return Finding(
-            module, _why(error), f"{module} is installed but does not import: reinstall {install}."
+            module, _why(error), f"{module} is installed but does not import: {_mend(module, install)}"
         )
     return Finding(module, str(getattr(found, "__version__", "installed")))
+
+
+def _mend(module: str, install: str) -> str:
+    if module in ("torchvision", "open_clip", "timm") and _broken("torchvision"):
+        return (
+            "torchvision was built for another torch (PyPI's does not load beside the CPU torch): make "
+            "an environment with pip install torch==2.14.1 torchvision open_clip_torch timm."
+        )
+    return f"reinstall {install}."
+
+
+def _broken(module: str) -> bool:
+    """Installed, but it does not import."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return error.name != module
+    except Exception:
+        return True
+    return False
 
 
 def _why(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from raymarch.apps import palette
 from raymarch.config import ConfigError
 from raymarch.export.surface import chosen_views, view_of
 from raymarch.features.pca import apply
-from raymarch.trained import TrainedScene
+from raymarch.trained import Texts, TrainedScene
 from raymarch.types import Cameras
 
 HEADS = ("rgb", "depth", "opacity", "normals", "predicted_normals", "pca", "feature", "similarity")
@@ -26,7 +26,7 @@ class Look:
 
     scene: TrainedScene
     heads: Sequence[str]
-    texts: Sequence[str | Sequence[str]] = ()  # each a text, or several for one thing
+    texts: Sequence[Texts] = ()  # each a text, several for one thing, or embeddings
     negatives: Sequence[str] = ()
     score: str = "paired"
     temperature: float = 0.1
@@ -40,7 +40,9 @@ class Look:
             if head not in HEADS:
                 raise ConfigError(f"--heads: there is no {head!r}; expected some of {', '.join(HEADS)}")
         if "similarity" in self.heads and not self.texts:
-            raise ConfigError("--heads similarity needs a text to look for: give --text")
+            raise ConfigError(
+                "--heads similarity needs a text to look for: give --text, or --embeddings FILE.npy"
+            )
 
     def frame(self, camera: Cameras) -> dict[str, Tensor]:
         """Numbers: heads by name, on the scene's device. ConfigError names heads that the run lacks."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from raymarch.apps.cameras import cameras_for, numbered
@@ -24,8 +26,9 @@ from raymarch.data.paths import (
     through,
     write_camera_path,
 )
+from raymarch.train.metrics import psnr
 from raymarch.train.runs import smaller
-from raymarch.trained import TrainedScene
+from raymarch.trained import Texts, TrainedScene
 from raymarch.types import Cameras
 
 FORMATS = ("png", "exr", "npz", "mp4")
@@ -58,23 +61,54 @@ def render_run(
     mode: str = "exact",
     device: str = "auto",
 ) -> Iterator[str]:
-    """Render and write; yields the path of each file set."""
+    """Render and write; yields the path of each file set and, in reduced mode, what it costs.
+
+    embeddings: vectors by name for the texts, or a .npy [K, D] of what to look for.
+    """
     for name in formats:
         if name not in FORMATS:
             raise ConfigError(f"--formats: there is no {name!r}; expected some of {', '.join(FORMATS)}")
-    scene = open_with_words(run, embeddings, weights, device)
-    look = Look(scene, heads, texts, negatives, mode=mode)
+    rows = embeddings is not None and embeddings.suffix == ".npy"
+    scene = open_with_words(run, None if rows else embeddings, weights, device)
+    wanted: tuple[Texts, ...] = (*texts, *(read_rows(embeddings) if rows and embeddings else ()))
+    look = Look(scene, heads, wanted, negatives, mode=mode)
     out = out or run / "renders"
     out.mkdir(parents=True, exist_ok=True)
     cameras, fps = along(scene, route, side)
     if route.save is not None and route.path is None:
         raise ConfigError(f"--save-path writes a path: give --path {' | '.join(KINDS)}")
+    if mode == "reduced":
+        stem, camera = next(iter(cameras))
+        yield bound(look, stem, camera)
+        cameras, _ = along(scene, route, side)
     shown = frames(look, cameras, out, formats)
     if "mp4" in formats:
         yield from write_frames(out, (pictures for _, pictures in shown), fps)
     else:
         for stem, _ in shown:
             yield str(out / stem)
+
+
+def read_rows(path: Path) -> tuple[Tensor, ...]:
+    """The rows [D] of a .npy array [K, D]. ConfigError where it holds something else."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--embeddings {path}: expected a .npy file [K, D] ({error})") from None
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f":
+        raise ConfigError(f"--embeddings {path}: expected an array [K, D] of floats")
+    return torch.from_numpy(found.astype(np.float32)).unbind(0)
+
+
+def bound(look: Look, stem: str, camera: Cameras) -> str:
+    """What the reduced mode leaves out, and how far it is from the exact mode on one view."""
+    rgb, exact = (look.scene.render(camera, ("rgb",), mode)["rgb"] for mode in ("reduced", "exact"))
+    config = look.scene.config.model.reduced
+    return (
+        f"reduced: {config.samples} samples from a {config.resolution}^3 grid; colours off by at most "
+        f"{math.exp(-config.stop):.1e} for stopping early and {config.samples * config.least:.1e} for light "
+        f"samples; {float(psnr(rgb, exact)):.1f} dB against the exact mode on {stem}"
+    )
 
 
 def along(scene: TrainedScene, route: Route, side: int | None) -> tuple[Iterable[tuple[str, Cameras]], float]:

@@ -22,7 +22,8 @@ from torch import Tensor
 from raymarch.data import depth as depths
 from raymarch.data import images, store
 from raymarch.data.error import SceneError, some
-from raymarch.data.maps import FeatureMaps, read_feature_maps
+from raymarch.data.feature_files import read_feature_maps
+from raymarch.data.maps import FeatureMaps
 from raymarch.data.scene import Scene
 from raymarch.data.similarity import Similarity
 from raymarch.data.store import Store
@@ -42,7 +43,7 @@ class Options:
     orientation: str | None = None
     center: str | None = None
     scale: str | float | None = None
-    features: object = None  # FeatureMaps, arrays, or the path of a .npz
+    features: object = None  # FeatureMaps, arrays, or paths of feature files, one per head
     skip_unreadable: bool = False
     threads: int | None = None
     progress: Callable[[int, int], None] | None = None
@@ -52,6 +53,15 @@ class Options:
     depth_kind: str | None = None
     memory: str | int = "auto"  # auto, memory, disk, or the bytes that photos may take before disk
     cache: str | Path | None = None  # folder of decoded photos, or "auto"
+    only_list: bool = False  # raise Listed instead of opening any image
+
+
+class Listed(Exception):
+    """Not an error: the frames with an image, for who asked for nothing else."""
+
+    def __init__(self, frames: list[Frame]):
+        super().__init__(f"{len(frames)} frames")
+        self.frames = frames
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,11 @@ def assemble(listing: Listing, options: Options) -> Scene:
 
     _check(options)
     problems, notes = list(listing.problems), list(listing.notes)
-    kept = with_neighbours(_frames_with_images(listing, problems), listing.photos, notes)
+    listed = _frames_with_images(listing, problems)
+    if options.only_list:
+        raise Listed(listed)
+    originals = {frame.name: frame.image for frame in listed}  # which features were made of
+    kept = with_neighbours(listed, listing.photos, notes)
     for what in ("mask", "depth", "empty_mask"):
         _all_or_none(kept, what, listing)
     _named_twice(kept, problems)
@@ -147,7 +161,7 @@ def assemble(listing: Listing, options: Options) -> Scene:
         names=names,
         distortion=np.array([twelve(x.frame.lens.distortion) for x in loaded]),
         lens=[x.frame.lens.model for x in loaded],
-        features=_features(options.features, names),
+        features=_features(options.features, names, [originals[name] for name in names]),
         masks=[x.mask for x in loaded],
         depths=None if where.mapped else [x.depth for x in loaded],
         normals=[x.normals for x in loaded],
@@ -479,8 +493,17 @@ def twelve(terms: Sequence[float]) -> np.ndarray:
     return np.array([*terms, *[0.0] * (12 - len(terms))])
 
 
-def _features(features, names: list[str]) -> FeatureMaps | object:
-    return read_feature_maps(features, names) if isinstance(features, (str, Path)) else features
+def _features(features, names: Sequence[str], images: Sequence[Path | None]) -> FeatureMaps | object:
+    """Maps from the files that were named, one head each; anything else is for Scene.from_arrays to judge."""
+    paths = [features] if isinstance(features, (str, Path)) else features
+    if (
+        not isinstance(paths, (list, tuple))
+        or not paths
+        or not all(isinstance(x, (str, Path)) for x in paths)
+    ):
+        return features
+    first, *more = (read_feature_maps(path, names, images) for path in paths)
+    return replace(first, beside=tuple(more))
 
 
 def spellings(name: str) -> list[str]:

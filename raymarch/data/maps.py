@@ -6,14 +6,14 @@ A pixel reads the cell trunc(pixel * cells / pixels) of its image's grid (spec 1
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raymarch.data.error import SceneError, some
+from raymarch.data.error import SceneError
 
 MODES = ("nearest", "bilinear")
 FLOATS = ("float16", "float32", "float64", "bfloat16")
@@ -26,11 +26,13 @@ class FeatureMaps:
     maps: tuple[Tensor, ...]  # [h, w, D] float16
     kind: str = "unnamed"  # what made them: clip, dino, ...
     mode: str = "nearest"  # how a pixel reads them
+    beside: tuple[FeatureMaps, ...] = ()  # maps of the same images for further heads
+    info: dict[str, Any] = field(default_factory=dict)  # what made them: encoder, weights, ...; JSON-ready
 
     @property
     def heads(self) -> tuple[FeatureMaps, ...]:
-        """These maps, one per head."""
-        return (self,)
+        """These maps and those beside them, one per head."""
+        return (replace(self, beside=()), *self.beside)
 
     @property
     def width(self) -> int:
@@ -44,7 +46,11 @@ def feature_maps(
     """Check maps against images of sizes (width, height). `features`: FeatureMaps, [N, h, w, D] or a list."""
     if features is None:
         return None
+    beside: tuple[FeatureMaps, ...] = ()
+    info: dict[str, Any] = {}
     if isinstance(features, FeatureMaps):
+        checked = (feature_maps(x, sizes, names) for x in features.beside)
+        beside, info = tuple(x for x in checked if x is not None), features.info
         features, kind, mode = features.maps, features.kind, features.mode
     if mode not in MODES:
         raise SceneError(f"feature maps are read by mode {' or '.join(MODES)}, not {mode!r}")
@@ -55,7 +61,7 @@ def feature_maps(
     widths = sorted({x.shape[2] for x in maps})
     if len(widths) > 1:
         raise SceneError(f"feature maps differ in width: {widths}")
-    return FeatureMaps(maps, kind, mode)
+    return FeatureMaps(maps, kind, mode, beside, info)
 
 
 def _map(value, size: tuple[int, int], name: str) -> Tensor:
@@ -72,24 +78,3 @@ def _map(value, size: tuple[int, int], name: str) -> Tensor:
     if not half.isfinite().all():
         raise SceneError(f"the feature map of {name} holds numbers that are not finite or exceed 65504")
     return half
-
-
-def read_feature_maps(path: str | Path, names: Sequence[str]) -> FeatureMaps:
-    """Maps from a .npz of `features` [N, h, w, D] (or `features_int8` and `scale` [D]) and `file_names` [N].
-
-    Maps are matched to `names` by file name. Nothing in the file is executed (no pickle).
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            rows = {str(x): i for i, x in enumerate(stored["file_names"])}
-            packed = "features_int8" in stored
-            values = stored["features_int8"] * stored["scale"] if packed else stored["features"]
-    except FileNotFoundError:
-        raise SceneError(f"feature file {path} does not exist") from None
-    except Exception as error:  # damaged archives raise whatever their damage hits first
-        raise SceneError(f"feature file {path} cannot be read: {error}") from None
-    if len(rows) != len(values):
-        raise SceneError(f"feature file {path} has {len(values)} maps and {len(rows)} different file names")
-    if missing := [name for name in names if name not in rows]:
-        raise SceneError(f"feature file {path} has no map for {some(missing)}")
-    return FeatureMaps(tuple(torch.from_numpy(values[rows[x]]) for x in names), Path(path).stem)

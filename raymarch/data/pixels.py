@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from raymarch.data.error import SceneError
+from raymarch.data.maps import FeatureMaps
 from raymarch.data.scene import Scene
 from raymarch.types import Cameras, Pixels
 
@@ -83,16 +84,18 @@ class PixelSource(Source):
         self.images = _flat(photos, torch.uint8, self.device)  # [sum of h * w * channels]
         self.valid = _valid(scene, chosen, self._starts, self.device)  # [K] pixels the masks keep, or None
         self.depth = _depths(scene, chosen, self.device)  # [sum of h * w], or None
-        self.features: Tensor | None = None  # [sum of cells, D] float16
+        self.features: Tensor | None = None  # [sum of cells, D] float16, of the first head
+        self._beside: list[_MapsOnDevice] = []  # of the others
         if scene.features is not None:
             maps = [scene.features.maps[i] for i in chosen]
             self.features = _flat(maps, torch.float16, self.device).view(-1, maps[0].shape[2])
             self.map_starts, self.map_sizes = _grid(maps, self.device)
             self.feature_mode = scene.features.mode
+            self._beside = [_MapsOnDevice(x, chosen, self.device) for x in scene.features.beside]
 
     @property
     def bytes(self) -> int:
-        held = (self.images, self.valid, self.depth, self.features)
+        held = (self.images, self.valid, self.depth, self.features, *(x.cells for x in self._beside))
         return sum(x.numel() * x.element_size() for x in held if x is not None)
 
     def draw(self, counter: Tensor, count: int, stream: int = 0) -> Pixels:
@@ -103,7 +106,7 @@ class PixelSource(Source):
         from raymarch.ops.fused import draw_truth
         from raymarch.ops.pixels import draw_pixels, gather_pixels
 
-        if self.depth is None:
+        if self.depth is None and not self._beside:
             maps: dict[str, Any] = {}
             if self.features is not None:
                 maps = {"maps": self.features, "map_starts": self.map_starts, "map_size": self.map_sizes}
@@ -138,7 +141,24 @@ class PixelSource(Source):
         from raymarch.ops.pixels import gather_features
 
         grids = (self.map_starts, self.map_sizes, self.cameras.size)
-        return gather_features(self.features, *grids, camera, xy, self.feature_mode)
+        found = gather_features(self.features, *grids, camera, xy, self.feature_mode)
+        if not self._beside:
+            return found
+        more = [
+            gather_features(x.cells, x.starts, x.sizes, self.cameras.size, camera, xy, x.mode)
+            for x in self._beside
+        ]
+        return torch.cat([found, *more], dim=1)
+
+
+class _MapsOnDevice:
+    """The maps of one further head, one after another."""
+
+    def __init__(self, features: FeatureMaps, chosen: tuple[int, ...], device: torch.device):
+        maps = [features.maps[i] for i in chosen]
+        self.mode, self.width = features.mode, features.width
+        self.cells = _flat(maps, torch.float16, device).view(-1, self.width)  # [sum of cells, D]
+        self.starts, self.sizes = _grid(maps, device)
 
 
 def bytes_needed(scene: Scene, indices: Sequence[int]) -> int:
@@ -146,7 +166,7 @@ def bytes_needed(scene: Scene, indices: Sequence[int]) -> int:
     chosen = _checked(indices, len(scene.images))
     total = sum(scene.images[i].numel() for i in chosen)
     if scene.features is not None:
-        total += sum(2 * scene.features.maps[i].numel() for i in chosen)
+        total += sum(2 * head.maps[i].numel() for head in scene.features.heads for i in chosen)
     if scene.depths is not None and any(scene.depths[i] is not None for i in chosen):
         total += sum(4 * scene.images[i][:, :, 0].numel() for i in chosen)
     if scene.masks is not None and any(scene.masks[i] is not None for i in chosen):

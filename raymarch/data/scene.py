@@ -25,7 +25,7 @@ from raymarch.data.similarity import Similarity
 from raymarch.data.split import split_images
 from raymarch.types import LENSES, Cameras
 
-__all__ = ["FORMATS", "Scene", "SceneError", "describe", "load"]
+__all__ = ["FORMATS", "Scene", "SceneError", "describe", "list_photos", "load"]
 
 # One line per format: a module with LOOKS_FOR (words), recognises(path) and parse(path, Options) -> Scene.
 FORMATS = (
@@ -166,8 +166,9 @@ def load(
 
     downscale: average photos over squares of so many pixels; intrinsics follow. split, orientation, center,
     scale: as in Scene.from_arrays; None is the format's own choice (nerfstudio: up, poses, auto; Blender: its
-    frame as it is, split by file). features: the path of a .npz, or what from_arrays takes. skip_unreadable:
-    report images that cannot be decoded and go on. progress(done, total) is called as photos arrive.
+    frame as it is, split by file). features: the path of a feature file (docs/features.md) or several, one
+    per head, or what from_arrays takes. skip_unreadable: report images
+    that cannot be decoded and go on. progress(done, total) is called as photos arrive.
 
     masks: what zero in a mask means. ignore: the pixel is never drawn; empty: nothing is there, so opacity
     should be zero; none: masks are not used. alpha: the same for transparent pixels. depth_unit, depth_kind
@@ -187,6 +188,18 @@ def load(
     )  # fmt: skip
     found = Path(path).expanduser()
     return _format_of(found).parse(found, options)
+
+
+def list_photos(path: str | Path) -> list[tuple[str, Path]]:
+    """Name and image file of every photo of a scene, in the scene's order, without opening any of them."""
+    from raymarch.data.frames import Listed, Options  # frames builds on this file
+
+    found = Path(path).expanduser()
+    try:
+        _format_of(found).parse(found, Options(only_list=True))
+    except Listed as listed:
+        return [(frame.name, frame.image) for frame in listed.frames if frame.image is not None]
+    raise SceneError(f"the photos of {path} cannot be listed without loading them")
 
 
 def _format_of(path: Path) -> ModuleType:
@@ -235,9 +248,11 @@ def _attached(scene: Scene) -> dict[str, str]:
     if scene.background != "none":
         found["behind"] = scene.background
     if scene.features is not None:
-        grid = scene.features.maps[0].shape
-        size = f"{grid[2]} wide, {grid[1]} x {grid[0]} cells"
-        found["features"] = f"{scene.features.kind}, {size}, {scene.features.mode}"
+        heads = []
+        for head in scene.features.heads:
+            rows, columns, width = head.maps[0].shape
+            heads.append(f"{head.kind}, {width} wide, {columns} x {rows} cells, {head.mode}")
+        found["features"] = "; ".join(heads)
     if scene.masks is not None:
         given = [x for x in scene.masks if x is not None]
         total = sum(x.numel() for x in given)

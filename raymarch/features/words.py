@@ -6,7 +6,6 @@ Both are optional, and a text may be found in either: the file comes first.
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from raymarch.features.encoder import EncoderError, open_recorded, text_embeddings
 
 SUFFIXES = (".npz", ".safetensors")
 STORED = "embeddings.safetensors"  # in a run's folder: words that need no encoder
@@ -143,17 +144,13 @@ class Words:
                 f"text encoder{nearest}"
             )
         try:
-            encoder = importlib.import_module("raymarch.features.encoder")
-        except ModuleNotFoundError:
-            raise WordsError("this raymarch has no text encoders: give --embeddings FILE") from None
-        try:
             if self._encoder is None:
-                self._encoder = encoder.open_recorded(self.recipe, self.weights, self.device)
+                self._encoder = open_recorded(self.recipe, self.weights, self.device)
             if not hasattr(self._encoder, "encode_tokens"):
                 raise WordsError(
                     f"the features came from {self.recipe['encoder']!r}, which knows no words: give "
                     "--embeddings FILE, or distil CLIP features too"
                 )
-            return encoder.text_embeddings(self._encoder, [text])[0].cpu()
-        except encoder.EncoderError as error:
+            return text_embeddings(self._encoder, [text])[0].cpu()
+        except EncoderError as error:
             raise WordsError(str(error)) from None

@@ -105,6 +105,7 @@ class Model(nn.Module):
             poses_regulariser=self.poses.regulariser(),
             counter=counter,
             background=self.config.renderer.background,
+            feature_heads=None if self.fields.feature is None else self.fields.feature.heads,
         )
 
     def groups(self) -> dict[str, list[nn.Parameter]]:

@@ -7,6 +7,7 @@ density 0. Architectures follow nerfacto and F3RM (spec 7 and 8 restate them); e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -77,7 +78,9 @@ class RadianceConfig:
 class FeatureConfig:
     """A field of feature vectors distilled from 2-D feature maps."""
 
-    width: int = 0  # length of a feature vector; 0 for no feature field
+    width: int = 0  # length of a feature vector, of all heads together; 0 for no feature field
+    # Name and width of each head, as (("dino", 384), ("clip", 768)); none named: one head, `feature`.
+    heads: tuple[tuple[str, int], ...] = ()
     encoding: str = "grid+pe"  # grid+pe | grid | pe (pe alone is what released F3RM trains, spec 8)
     grid: GridConfig = GridConfig(levels=12, max_resolution=128, features=8)
     frequencies: int = 6
@@ -85,6 +88,38 @@ class FeatureConfig:
     layers: int = 2
     detach_positions: bool = True  # the feature loss reaches poses only through the weights
     detach_weights: bool = False  # True: the feature loss does not shape the density
+
+
+def feature_heads(config: FeatureConfig) -> dict[str, slice]:
+    """Where each head's channels lie in a feature vector. One head that was not named is `feature`.
+
+    ValueError where heads share a name, have no channels, or do not add up to the width.
+    """
+    heads = config.heads or ((("feature", config.width),) if config.width else ())
+    found, begin = {}, 0
+    for name, width in heads:
+        if width < 1 or name in found or not name:
+            raise ValueError(f"fields.feature.heads: expected different names and widths >= 1, got {heads}")
+        found[name] = slice(begin, begin + width)
+        begin += width
+    if begin != config.width:
+        raise ValueError(
+            f"fields.feature.heads are {begin} wide together, fields.feature.width is {config.width}"
+        )
+    return found
+
+
+def text_head(heads: Mapping[str, slice]) -> str:
+    """The feature head that text is compared with: `clip` among several, else the only one.
+
+    ValueError where there is none.
+    """
+    names = list(heads)
+    if len(names) == 1:
+        return names[0]
+    if "clip" not in names:
+        raise ValueError(f"no feature head is compared with text; this run has {', '.join(names) or 'none'}")
+    return "clip"
 
 
 @dataclass(frozen=True)
@@ -206,7 +241,11 @@ class RadianceField(nn.Module):
 
 
 class FeatureField(nn.Module):
-    """The hidden layer of the feature head per sample; its last, linear layer waits for compositing."""
+    """The hidden layer of the feature heads per sample; their last, linear layers wait for compositing.
+
+    Heads share the trunk. Each has its own last layer: its rows of `layer`, which is one matrix so that all
+    heads cost one product per ray.
+    """
 
     def __init__(self, config: FeatureConfig, norm: str):
         super().__init__()
@@ -223,8 +262,17 @@ class FeatureField(nn.Module):
         self.trunk = MLP(
             inputs, config.hidden, config.hidden, config.layers - 1, output_activation="relu", padding=padding
         )
-        bound = (6 / (config.hidden + -(-config.width // 16) * 16)) ** 0.5  # Xavier, padded as tcnn pads
-        self.layer = nn.Parameter(torch.empty(config.width, config.hidden).uniform_(-bound, bound))
+        self.heads = feature_heads(config)
+        self.layer = nn.Parameter(torch.empty(config.width, config.hidden))
+        for rows in self.heads.values():
+            padded = -(-(rows.stop - rows.start) // 16) * 16
+            bound = (6 / (config.hidden + padded)) ** 0.5  # Xavier, padded as tcnn pads
+            nn.init.uniform_(self.layer[rows].detach(), -bound, bound)
+
+    @property
+    def text_layer(self) -> Tensor:
+        """The rows of `layer` that belong to `text_head`, [D, H]. ValueError where there is no such head."""
+        return self.layer[self.heads[text_head(self.heads)]]
 
     def hidden(self, y: Tensor) -> Tensor:
         """Last hidden activations [P, H] at unit positions [P, 3]."""

@@ -27,6 +27,7 @@ IMAGE_HEADS = frozenset({"rgb", "depth", "opacity"})
 TILE_WIDTH, TILE_HEIGHT = 8, 4
 TILE = TILE_WIDTH * TILE_HEIGHT
 MOST_RAYS = 1 << 18  # in flight: more gain nothing
+MOST_RECORDED = 4  # captured chunks that are kept, of other sizes or heads
 CPU_RAYS = 1 << 14
 FEATURE_ROWS = 1 << 15  # pixels whose feature vectors are made at once
 
@@ -39,7 +40,7 @@ class OutOfMemory(RuntimeError):
 class Settings:
     """How frames are rendered, whatever they show."""
 
-    max_gb: float = 2.0  # of GPU memory for one frame, beside the model's own
+    max_gb: float = 1.0  # of GPU memory for one frame, beside the model's own
     graph: bool = True  # on CUDA, capture a chunk
     fused: bool = True  # on CUDA, the ops that do several stages at once where they fit the networks
     half_features: bool = False  # feature images as float16
@@ -82,7 +83,7 @@ class Recorded:
 
     graph: torch.cuda.CUDAGraph
     canvas: Canvas
-    rays: int
+    held: tuple[Tensor | None, ...]  # which the graph reads and nobody else would keep
 
 
 class FrameRenderer:
@@ -90,7 +91,6 @@ class FrameRenderer:
 
     def __init__(self, model: Model, settings: Settings = Settings()):
         self.model, self.settings = model, settings
-        self.compared = slice(None)  # the channels of a feature that embeddings are compared with
         self._baked: Baked | None = None
         self._baked_from: tuple[int, ...] = ()
         self._recorded: dict[tuple, Recorded] = {}
@@ -111,10 +111,11 @@ class FrameRenderer:
     ) -> dict[str, Tensor]:
         """One frame, head by head: `rgb` [h, w, 3], `depth` [h, w] in scene units, ...
 
-        heads: those of `raymarch.model.HEADS`, and `similarity` [h, w, K], the cosines of features and
-        `embeddings` [K, D]. `mode` "reduced" is faster and close (`raymarch.model.reduced`). `chunk` is the
-        number of rays in flight, by default from free memory. Feature images that would not fit into `max_gb`
-        are returned on the host. ValueError for unknown modes and missing embeddings; OutOfMemory.
+        heads: those of `raymarch.model.HEADS`, and `similarity` [h, w, K], the cosines of `embeddings` [K, D]
+        with the features of the head that text is compared with. `mode` "reduced" is faster and close
+        (`raymarch.model.reduced`). `chunk` is the number of rays in flight, by default from free memory.
+        Feature images that would not fit into `max_gb` are returned on the host.
+        ValueError for unknown modes and missing embeddings; OutOfMemory.
         """
         if mode not in MODES:
             raise ValueError(f"render: mode is {mode!r}, expected one of {', '.join(MODES)}")
@@ -288,6 +289,8 @@ class FrameRenderer:
         key = (*key, self._addresses())
         found = self._recorded.get(key)
         if found is None:
+            while len(self._recorded) >= MOST_RECORDED:  # the oldest goes, with its images
+                del self._recorded[next(iter(self._recorded))]
             found = self._recorded[key] = self._record(width, height, step, heads, mode, rays, chunks, device)
         for i in range(chunks):
             self._first.fill_(i * rays)
@@ -328,7 +331,7 @@ class FrameRenderer:
             numbers = canvas.order.index_select(0, at), canvas.xy.index_select(0, at), low, apart
             self._chunk(camera, canvas, numbers, mode, heads)
 
-        return Recorded(self._captured(body), canvas, rays)
+        return Recorded(self._captured(body), canvas, (within, apart, low_within))
 
     def _captured(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         assert self._first is not None
@@ -364,7 +367,7 @@ class FrameRenderer:
         assert feature is not None
         if "similarity" in heads:
             assert embeddings is not None
-            values = reduced.cosines(low, self._folded(feature.layer, embeddings))
+            values = reduced.cosines(low, self._folded(feature.text_layer, embeddings))
             small = depth[::step, ::step]
             found["similarity"] = reduced.filled_in(values, small, depth, step) if step > 1 else values
         if "feature" in heads:
@@ -376,7 +379,7 @@ class FrameRenderer:
     def _folded(self, layer: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         key = (layer._version, embeddings.data_ptr(), embeddings._version, tuple(embeddings.shape))
         if self._fold is None or self._fold[0] != key:
-            self._fold = key, reduced.folded(layer[self.compared], embeddings.to(layer.device))
+            self._fold = key, reduced.folded(layer, embeddings.to(layer.device))
         return self._fold[1]
 
     def _features(self, low: Tensor, depth: Tensor, step: int) -> Tensor:
@@ -406,7 +409,8 @@ def bytes_per_ray(model: Model, heads: frozenset[str], mode: str, fused: bool) -
     normals = bool(heads & {"normals", "predicted_normals"})
     if mode == "reduced":
         config = model.config.reduced
-        return 4 * (8 * config.samples + 120 + config.kept * (400 * normals + 400 * features))
+        costly = 600 * normals + 1200 * features // config.feature_step**2
+        return 4 * (8 * config.samples + 120) + config.kept * costly
     samples = model.config.sampler.samples
     if fused and not normals and reduced.networks_fit(model.fields.radiance):
         return 4 * (6 * max(samples) + 120)
@@ -418,7 +422,7 @@ def chunk_size(
     heads: frozenset[str],
     mode: str,
     device: torch.device,
-    max_gb: float = 2.0,
+    max_gb: float = 1.0,
     fused: bool = True,
 ) -> int:
     """Rays in flight: 2^14 on a CPU; on a GPU what takes a third of free memory and half of max_gb."""

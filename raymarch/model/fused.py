@@ -55,6 +55,8 @@ def unsupported(model: Model) -> str | None:
     config = model.config
     if config.losses.depth > 0:
         return "the depth loss is composed only (model.losses.depth)"
+    if model.fields.feature is not None and len(model.fields.feature.heads) > 1:
+        return "the losses of several feature heads are composed only (model.fields.feature.heads)"
     if config.renderer.feature_path != "deferred":
         return "features are composited hidden only (model.renderer.feature_path)"
     return None
@@ -144,7 +146,9 @@ class FusedPipeline:
         if (why := unsupported(model)) is not None:
             raise ValueError(f"fused stages cannot train this model: {why}; use train.trainer.fused=false")
         self.model, self.cameras, self.config = model, cameras, model.config
-        self._halves = cameras.camera_to_worlds.is_cuda  # what networks read: on tensor cores it is rounded anyway
+        # What networks read on tensor cores is rounded anyway.
+        self._halves = cameras.camera_to_worlds.is_cuda
+        self._encoded = torch.float16 if self._halves else None
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._weighings: dict[tuple, Weighing] = {}
         self._seeds: dict[int, Tensor] = {}
@@ -181,7 +185,7 @@ class FusedPipeline:
         levels, level = [], Level(rayed.s, rayed.t, rayed.y)
         for i, proposal in enumerate(self._proposals()):
             y = level.y.view(-1, 3)
-            encoded = proposal.grid.look_up(y)
+            encoded = proposal.grid.look_up(y, dtype=self._encoded)
             h = proposal.mlp.run(encoded)
             density = proposal.config.average_init_density
             w, s, t, y_new = resample(
@@ -238,7 +242,7 @@ class FusedPipeline:
         grad_penalty: Tensor | None,
         found: Gradients,
     ) -> None:
-        """Gradients of poses, from those of unit positions (grads_y, at edges t) and more_* [R, 3] of rays."""
+        """Gradients of poses from those of unit positions, grads_y at edges t, and of rays, more_* [R, 3]."""
         xi = self.model.poses.adjustment
         if xi is None or rays.adjustment is None:
             return
@@ -265,7 +269,7 @@ class FusedPipeline:
         """What the fields hold at the last level's samples."""
         radiance, feature = self.model.fields.radiance, self.model.fields.feature
         y, config = rays.last.y.view(-1, 3), radiance.config
-        encoded = radiance.grid.look_up(y)
+        encoded = radiance.grid.look_up(y, dtype=self._encoded)
         h = radiance.mlp.run(encoded)
         codes = radiance.appearance if config.appearance else None
         signs = SIGNS.index(config.harmonics)
@@ -283,7 +287,7 @@ class FusedPipeline:
     def _feature_inputs(self, y: Tensor) -> Tensor:
         feature = self._feature()
         if feature.grid is not None:
-            return feature.grid.look_up(y, feature.fourier)
+            return feature.grid.look_up(y, feature.fourier, self._encoded)
         assert feature.fourier is not None
         return fourier_forward(y, feature.fourier.frequencies, LAYOUTS.index(feature.fourier.layout))
 
@@ -366,11 +370,10 @@ class FusedPipeline:
         feature = self._feature()
         to_positions = refines and not feature.config.detach_positions
         assert at.features is not None and at.hidden is not None
-        wanted = to_positions or feature.grid is not None
+        grid_columns = feature.grid.outputs if feature.grid is not None else 0
+        columns = None if to_positions else grid_columns  # of waves only positions want to know
         flat = grad_hidden.view(-1, grad_hidden.shape[-1])
-        grad, found.of[feature.trunk.params] = feature.trunk.gradients(
-            at.features, at.hidden, flat, need_x=wanted
-        )
+        grad, found.of[feature.trunk.params] = feature.trunk.gradients(at.features, at.hidden, flat, columns)
         if feature.grid is not None:
             feature.grid.add_gradient(y, grad, self._sum_for(feature.grid.table, found))
         if not to_positions:

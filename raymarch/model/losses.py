@@ -50,6 +50,7 @@ def losses(
     poses_regulariser: Tensor | None = None,
     counter: Tensor | None = None,
     background: str = "last_sample",
+    feature_heads: dict[str, slice] | None = None,
 ) -> dict[str, Tensor]:
     """Named losses, each a scalar already weighted; training minimises their sum.
 
@@ -59,6 +60,9 @@ def losses(
     last_sample), white, or a random colour per ray, which then also lies behind the rendering. The colour
     comes from `counter` [2] int64 = (seed, step), or from torch's generator without one. A loss's value is
     reported even where nothing it depends on can change, as on steps that leave the proposals alone.
+
+    `feature_heads` says which channels belong to which head; where there are several, each has a loss of its
+    own, `feature_` and its name, with the same weight: the mean square over the channels of that head.
 
     interlevel holds the final weights constant, orientation and predicted_normals all weights; distortion,
     feature and depth move them. ValueError for unknown words and where there is no truth.
@@ -76,7 +80,12 @@ def losses(
             found["interlevel"] = config.interlevel * _mean(levels)
         found["distortion"] = config.distortion * distortion(samples.s, weights).mean()
     if rendering.feature is not None and pixels.feature is not None:
-        found["feature"] = config.feature * F.mse_loss(rendering.feature, pixels.feature.float())
+        seen, wanted = rendering.feature, pixels.feature.float()
+        heads = {"feature": slice(None)}
+        if feature_heads is not None and len(feature_heads) > 1:
+            heads = {f"feature_{name}": channels for name, channels in feature_heads.items()}
+        for name, channels in heads.items():
+            found[name] = config.feature * F.mse_loss(seen[:, channels], wanted[:, channels])
     if weights is not None and field is not None and field.normals is not None:
         still = weights.detach()
         if rendering.rays is not None:

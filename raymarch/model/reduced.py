@@ -5,7 +5,7 @@ Each saving has a switch and a bound (docs/performance.md has what they cost in 
 - `stop`: what lies behind an optical thickness of stop changes a colour by at most exp(-stop).
 - `least`: colours of weights up to least may be left out: at most samples * least.
 - `empty`: cells whose optical thickness is below empty count as nothing: at most empty per cell crossed.
-- `kept`: normals and features are composited from the kept heaviest samples, scaled to the whole opacity.
+- `kept`: normals and features are composited from kept samples, each for an equal share of the weight.
 - `feature_step`: features are rendered at every feature_step-th pixel and filled in along the depth.
 - `samples`, `steps`, `resolution`: samples come from a baked grid instead of the proposal fields. No bound:
   the PSNR against the exact mode says it, and `raymarch render --mode reduced` prints it.
@@ -24,7 +24,7 @@ from raymarch.model.baked import Baked
 from raymarch.model.fields import RadianceField
 from raymarch.ops.composite import composite
 from raymarch.ops.contract import contract_unit
-from raymarch.ops.march import heaviest, march
+from raymarch.ops.march import march, representatives
 from raymarch.ops.samples import PIXEL_HIDDEN, PIXEL_OUTPUTS, Pictures, samples_to_pixels
 from raymarch.ops.weights import weights
 from raymarch.types import Rays, Samples
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReducedConfig:
-    samples: int = 32  # per ray
+    samples: int = 30  # per ray
     steps: int = 256  # of the march that places them
     padding: float = 0.5  # of a ray's mass 1: spread evenly over the steps, so that no place is out of reach
     resolution: int = 256  # of the baked grid, cells along an axis
-    stop: float = 6.9  # optical thickness behind which nothing is looked at: 0.1 % of the light is left
-    empty: float = 2e-3  # optical thickness of a cell that counts as empty; 0 looks everywhere
+    stop: float = 4.6  # optical thickness behind which nothing is looked at: 1 % of the light is left
+    empty: float = 3e-3  # optical thickness of a cell that counts as empty; 0 looks everywhere
     least: float = 1e-4  # weights up to this may go without colour
-    kept: int = 4  # samples of a ray that normals and features are made of, 1 to 8
+    kept: int = 4  # samples of a ray that normals and features are made of
     feature_step: int = 2  # features at every so many pixels, both ways: 1, 2 or 4
 
 
@@ -146,12 +146,11 @@ def render_rays(
         return found
     assert seen.weights is not None
     lines = (rays.origins, rays.directions, t, seen.weights)
-    kept = min(config.kept, config.samples)
     if costly & {"normals", "predicted_normals"}:
-        found |= normals(model, *heaviest(*lines, kept), costly)
+        found |= normals(model, *representatives(*lines, config.kept), costly)
     if "feature_hidden" in costly:
         o, d, t, w = (x if apart is None else x.index_select(0, apart) for x in lines)
-        found["feature_hidden"] = hidden(model, *heaviest(o, d, t, w, kept))
+        found["feature_hidden"] = hidden(model, *representatives(o, d, t, w, config.kept))
     return found
 
 

@@ -103,15 +103,15 @@ class HashGrid(nn.Module):
         self.refresh()
         return self.stored
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [P, 3] in [0, 1]. Returns [P, outputs] float32, level-major."""
-        settings = (*self.settings, self.interpolation)
-        return hashgrid(x, self.table, *settings, stored=self._looked_up(), layout=self.layout)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """x: [P, 3] in [0, 1]. Returns [P, outputs] in dtype (that of x), level-major."""
+        settings = (*self.settings, self.interpolation, self._looked_up(), self.layout)
+        return hashgrid(x, self.table, *settings, dtype)
 
-    def beside(self, fourier: Fourier, x: Tensor) -> Tensor:
+    def beside(self, fourier: Fourier, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """cat([self(x), fourier(x)], -1), written in one go: [P, outputs + fourier.outputs]."""
         stored, layouts = self._looked_up(), (self.layout, fourier.layout)
-        settings = (*self.settings, self.interpolation, stored, *layouts)
+        settings = (*self.settings, self.interpolation, stored, *layouts, dtype)
         return encode(x, self.table, fourier.frequencies, *settings)
 
     @torch.no_grad()
@@ -125,13 +125,13 @@ class HashGrid(nn.Module):
         """The settings as ops below autograd take them."""
         return *self.settings, INTERPOLATIONS.index(self.interpolation), LAYOUTS.index(self.layout)
 
-    def look_up(self, x: Tensor, fourier: Fourier | None = None) -> Tensor:
-        """`forward`, or `beside` given fourier, as values: no graph."""
+    def look_up(self, x: Tensor, fourier: Fourier | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """`forward`, or `beside` given fourier, as values of `dtype` (None: float32): no graph."""
         table, stored = self.table.detach(), self._looked_up()
         if fourier is None:
-            return hashgrid_forward(x, table, stored, *self.codes())
+            return hashgrid_forward(x, table, stored, *self.codes(), dtype)
         waves = (fourier.frequencies, FOURIER_LAYOUTS.index(fourier.layout))
-        return encode_forward(x, table, stored, *waves, *self.codes())
+        return encode_forward(x, table, stored, *waves, *self.codes(), dtype)
 
     def add_gradient(self, x: Tensor, grad_y: Tensor, grad_table: Tensor) -> None:
         """Add to grad_table [N, features] what grad_y [P, outputs or more] says about the table at x."""

@@ -7,8 +7,8 @@ from raymarch.ops.mlp import (
     activation_index,
     check_widths,
     mlp,
-    mlp_backward,
     mlp_forward,
+    mlp_gradients,
     mlp_input_gradient,
     shapes,
 )
@@ -72,13 +72,17 @@ class MLP(nn.Module):
         return mlp_forward(x, self.params.detach(), *how)
 
     def gradients(
-        self, x: Tensor, y: Tensor, grad_y: Tensor, need_x: bool = True, need_params: bool = True
+        self, x: Tensor, y: Tensor, grad_y: Tensor, columns: int | None = None, need_params: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of x [P, inputs] and params from grad_y, y = run(x); empty where not needed."""
+        """Gradients of x [P, inputs] and params from grad_y, y = run(x); empty where not needed.
+
+        `columns`: of the first so many columns of x alone.
+        """
         code = activation_index("MLP", self.output_activation)
         how = (self.hidden, self.layers, code, self.padding)
         seen = y if code else None
-        return mlp_backward(x, self.params.detach(), *how, seen, grad_y, need_x, need_params)
+        wanted = x.shape[1] if columns is None else columns
+        return mlp_gradients(x, self.params.detach(), *how, seen, grad_y, wanted, need_params)
 
     def input_gradient(self, x: Tensor, grad_y: Tensor) -> Tensor:
         """The gradient of x for a gradient of the outputs, without autograd and without a graph."""

@@ -17,7 +17,7 @@ from raymarch.ops.losses import (
     predicted_normals,
     scale_gradients,
 )
-from raymarch.ops.march import heaviest, march
+from raymarch.ops.march import march, representatives
 from raymarch.ops.mlp import density, mlp, mlp_input_gradient
 from raymarch.ops.pixels import draw_pixels, gather_features, gather_pixels
 from raymarch.ops.pose import pose
@@ -47,7 +47,6 @@ __all__ = [
     "harmonics",
     "hashgrid",
     "hashgrid_input_gradient",
-    "heaviest",
     "interlevel",
     "march",
     "mlp",
@@ -58,6 +57,7 @@ __all__ = [
     "positions",
     "predicted_normals",
     "rays",
+    "representatives",
     "sample_pdf",
     "sample_spaced",
     "sample_unit_positions",

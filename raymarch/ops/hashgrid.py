@@ -13,6 +13,7 @@ from raymarch.ops._vector import vectorisable
 INTERPOLATIONS = ("linear", "smoothstep")
 LAYOUTS = ("tcnn", "nerfstudio")
 FEATURES = (1, 2, 4, 8)
+HALVES = (torch.float16, torch.bfloat16)
 
 
 class LevelLayout(NamedTuple):
@@ -64,11 +65,12 @@ def hashgrid_forward(
     log2_size: int,
     interpolation: int,
     layout: int,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     looked_up = vectorisable(table if stored is None else stored)
-    y = x.new_empty(x.shape[0], levels * table.shape[1])
+    y = torch.empty(x.shape[0], levels * table.shape[1], dtype=dtype or x.dtype, device=x.device)
     settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
-    launch("hashgrid_forward", x, looked_up, *settings, y)
+    launch("hashgrid_forward", x, looked_up, *settings, 0, 0, y)
     return y
 
 
@@ -132,8 +134,8 @@ def hashgrid_slope(
 
 
 def _backward(inputs, saved, grads, needs):
-    x, table, stored, *settings = inputs
-    (grad_y,) = grads
+    x, table, stored, *settings, _ = inputs
+    grad_y = grads[0].to(x.dtype)
     grad_x = grad_table = None
     if needs[0]:
         grad_x = hashgrid_slope(x, table if stored is None else stored, *settings, grad_y)
@@ -153,8 +155,11 @@ def hashgrid_settings(
     settings: tuple[int, int, int, int],
     interpolation: str,
     layout: str,
+    dtype: torch.dtype | None = None,
 ) -> tuple[int, ...]:
     """The settings as the core takes them, after a check of everything that a grid rejects."""
+    if dtype not in (None, x.dtype) and (dtype not in HALVES or x.dtype == torch.float64):
+        raise TypeError(f"hashgrid: dtype is {dtype}, expected {x.dtype}, float16 or bfloat16")
     modes = _number("interpolation", interpolation, INTERPOLATIONS), _number("layout", layout, LAYOUTS)
     _check(x, table, stored, settings, layout)
     return *settings, *modes
@@ -191,13 +196,15 @@ def hashgrid(
     interpolation: str = "linear",
     stored: Tensor | None = None,
     layout: str = "tcnn",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Look positions up in a hash grid.
 
     x: [P, 3] float32 in [0, 1]; outside, the last cell extrapolates, and NaN gives NaN.
     table: [N, F] float32 with F = 1, 2, 4 or 8 and N as `table_layout` says, level after level.
     stored: [N, F] float16 or bfloat16 copy to look up instead; the gradient still goes to `table`.
-    Returns [P, levels * F] float32, level-major. Gradients to x and table, summed in float32.
+    dtype: of the result: that of x (None), or float16 or bfloat16, rounded from float32 sums.
+    Returns [P, levels * F], level-major. Gradients to x and table, summed in float32.
 
     Resolutions grow geometrically from base_resolution to max_resolution; a level has at most 2**log2_size
     entries. The default layout, order and +0.5 shift are tiny-cuda-nn's; `layout="nerfstudio"` is that of
@@ -208,8 +215,8 @@ def hashgrid(
     requires grad.
     """
     shape = (levels, base_resolution, max_resolution, log2_size)
-    settings = hashgrid_settings(x, table, stored, shape, interpolation, layout)
-    return _hashgrid(x, table, stored, *settings)
+    settings = hashgrid_settings(x, table, stored, shape, interpolation, layout, dtype)
+    return _hashgrid(x, table, stored, *settings, dtype)
 
 
 def hashgrid_input_gradient(

@@ -86,19 +86,19 @@ def encode_forward(
     log2_size: int,
     interpolation: int,
     layout: int,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     looked_up = vectorisable(table if stored is None else stored)
-    width = levels * table.shape[1]
-    y = x.new_empty(x.shape[0], width + 6 * frequencies)
+    width = levels * table.shape[1] + 6 * frequencies
+    y = torch.empty(x.shape[0], width, dtype=dtype or x.dtype, device=x.device)
     settings = (levels, base_resolution, max_resolution, log2_size, interpolation, layout)
-    launch("hashgrid_forward", x, looked_up, *settings, y)
-    launch("fourier_forward", x, frequencies, fourier_layout, width, y)
+    launch("hashgrid_forward", x, looked_up, *settings, frequencies, fourier_layout, y)
     return y
 
 
 def _encode_backward(inputs, saved, grads, needs):
-    x, table, stored, frequencies, fourier_layout, *settings = inputs
-    (grad_y,) = grads
+    x, table, stored, frequencies, fourier_layout, *settings, _ = inputs
+    grad_y = grads[0].to(x.dtype)
     width = settings[0] * table.shape[1]
     grad_x = grad_table = None
     if needs[0]:
@@ -125,11 +125,12 @@ def encode(
     stored: Tensor | None = None,
     layout: str = "tcnn",
     fourier_layout: str = "tcnn",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`raymarch.ops.hashgrid` and `raymarch.ops.fourier` of positions x [P, 3], side by side in one buffer.
 
-    table: [N, F], looked up as there (or stored: its half copy). frequencies: 1 to 24.
-    Returns [P, levels * F + 6 * frequencies] float32. Gradients to x and table, read from one buffer too.
+    table: [N, F], looked up as there (or stored: its half copy). frequencies: 1 to 24. dtype: as there.
+    Returns [P, levels * F + 6 * frequencies]. Gradients to x and table, read from one buffer too.
     Raises what the two ops raise.
     """
     if fourier_layout not in FOURIER_LAYOUTS:
@@ -139,5 +140,6 @@ def encode(
     if not 1 <= frequencies <= 24:
         raise ValueError(f"encode: frequencies is {frequencies}, expected 1 to 24")
     shape = (levels, base_resolution, max_resolution, log2_size)
-    settings = hashgrid_settings(x, table, stored, shape, interpolation, layout)
-    return _encode(x, table, stored, frequencies, FOURIER_LAYOUTS.index(fourier_layout), *settings)
+    settings = hashgrid_settings(x, table, stored, shape, interpolation, layout, dtype)
+    waves = FOURIER_LAYOUTS.index(fourier_layout)
+    return _encode(x, table, stored, frequencies, waves, *settings, dtype)

@@ -1,4 +1,4 @@
-"""Samples from a baked grid of densities, and the heaviest samples of a ray."""
+"""Samples from a baked grid of densities, and a few samples that stand for all of a ray."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,6 @@ from raymarch.ops.contract import norm_code
 from raymarch.ops.sample import SPACINGS
 
 MOST_CELLS = 1290  # along an axis of a baked grid
-MOST_KEPT = 8
 
 
 @op
@@ -32,12 +31,12 @@ def march_forward(
 
 
 @op
-def heaviest_forward(
+def representatives_forward(
     origins: Tensor, directions: Tensor, t: Tensor, weights: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
     x = weights.new_empty(weights.shape[0], count, 3)
     kept = weights.new_empty(weights.shape[0], count)
-    launch("heaviest", origins, directions, t, weights, x, kept)
+    launch("representatives", origins, directions, t, weights, x, kept)
     return x, kept
 
 
@@ -79,18 +78,20 @@ def march(
         return march_forward(*rays, grid, baked.shape[0], *where, steps, float(padding), float(stop), samples)
 
 
-def heaviest(
+def representatives(
     origins: Tensor, directions: Tensor, t: Tensor, weights: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """The `count` (1 to 8) samples of each ray with the largest weights, in their order along the ray.
+    """`count` samples of each ray that stand for all of them under its weights, in order along the ray.
 
-    origins, directions [R, 3], edges t [R, S + 1], weights [R, S]. Returns positions x [R, count, 3] of the
-    samples' middles, and their weights [R, count], scaled so that they sum to what all of the ray's do. Of
-    equal weights the first comes first; NaN weighs nothing. A head composited from them differs by at most
-    2 (sum of all - sum of kept) max |value|. No gradient. ValueError where fewer samples than `count` exist.
+    origins, directions [R, 3], edges t [R, S + 1], weights [R, S]. The weight of a ray is cut into `count`
+    equal shares, and each is represented by the sample that holds its middle: positions x [R, count, 3] of
+    these samples' middles, and the shares [R, count], which sum to what the ray's weights do. NaN weighs
+    nothing. Systematic resampling (Carpenter, Clifford and Fearnhead 1999) without its random offset: a head
+    composited from them has each share's value replaced by that of its median. No gradient. ValueError for a
+    count below 1.
     """
-    if not 1 <= count <= min(MOST_KEPT, weights.shape[-1]):
-        raise ValueError(f"heaviest: count is {count}, expected 1 to {min(MOST_KEPT, weights.shape[-1])}")
+    if count < 1:
+        raise ValueError(f"representatives: count is {count}, expected at least 1")
     with torch.no_grad():
         arrays = [x.detach().contiguous() for x in (origins, directions, t, weights)]
-        return heaviest_forward(*arrays, count)
+        return representatives_forward(*arrays, count)

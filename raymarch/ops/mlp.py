@@ -74,7 +74,24 @@ def mlp_backward(
     need_params: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and of params; an empty tensor stands for one that is not needed."""
-    grad_x = empty(x.shape if need_x else (0,), dtype=params.dtype, device=x.device)
+    columns = x.shape[1] if need_x else 0
+    return mlp_gradients(x, params, hidden, layers, activation, padding, y, grad_y, columns, need_params)
+
+
+def mlp_gradients(
+    x: Tensor,
+    params: Tensor,
+    hidden: int,
+    layers: int,
+    activation: int,
+    padding: float,
+    y: Tensor | None,
+    grad_y: Tensor,
+    columns: int,
+    need_params: bool,
+) -> tuple[Tensor, Tensor]:
+    """`mlp_backward` with the gradient of the first `columns` columns of x alone; 0 for none."""
+    grad_x = empty((x.shape[0], columns) if columns else (0,), dtype=params.dtype, device=x.device)
     grad_params = empty_like(params) if need_params else params.new_empty(0)
     partial = None
     if need_params and x.device.type == "cuda":
@@ -83,7 +100,7 @@ def mlp_backward(
     launch(
         "mlp_backward",
         *(x, params, hidden, layers, activation, padding, y, grad_y),
-        grad_x if need_x else None,
+        grad_x if columns else None,
         grad_params if need_params else None,
         partial,
     )
@@ -127,8 +144,9 @@ def mlp(
     """[..., inputs] -> [..., outputs] through `layers` hidden layers (1 to 4) of `hidden` units with relu.
 
     x and params are float32 on one device, at most 256 inputs and 128 outputs; `output_activation` is "none",
-    "sigmoid" or "relu". Gradients flow to x and params, once. CUDA multiplies on tensor cores in half precision (eleven
-    bits; gradients scaled so that they fit, inputs and activations up to 65504) and adds in float32. Raises ValueError for widths, names and shapes that do not fit.
+    "sigmoid" or "relu". Gradients flow to x and params, once. CUDA multiplies on tensor cores in half
+    precision (eleven bits; gradients scaled so that they fit, inputs and activations up to 65504) and adds in
+    float32. Raises ValueError for widths, names and shapes that do not fit.
     """
     _check("mlp", x, params, hidden, layers, outputs)
     activation = activation_index("mlp", output_activation)

@@ -60,9 +60,9 @@ class LocalizeConfig:
     narrowing: float = 0.5  # of the spread, from round to round
     search: Level = Level(32, 32, 1.5, 0, 0)
     levels: tuple[Level, ...] = (
-        Level(48, 48, 1.5, 8, 10),
-        Level(96, 96, 1.0, 4, 8),
-        Level(192, 768, 0.7, 1, 8),
+        Level(48, 48, 1.5, 8, 12),
+        Level(96, 96, 1.0, 4, 10),
+        Level(192, 768, 0.7, 1, 16),
     )
     robust: float = 0.1  # colour difference beyond which a residual counts linearly only
     seed: int = 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raymarch.config import Config, ConfigError, from_dict, to_dict
+from raymarch.data.maps import FeatureMaps
 from raymarch.data.pixels import Source
 from raymarch.data.scene import Scene, load
 from raymarch.data.similarity import Similarity
@@ -57,6 +58,11 @@ def smaller(cameras: Cameras, side: int) -> Cameras:
 CAMERA_FIELDS = ("camera_to_worlds", "intrinsics", "distortion", "lens", "size")
 
 
+def describe_head(features: FeatureMaps) -> dict[str, Any]:
+    """What a checkpoint keeps of a head's maps: enough to find the text encoder that fits them."""
+    return {"name": features.kind, "width": features.width, "mode": features.mode, "info": features.info}
+
+
 def record(scene: Scene, source: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a checkpoint keeps of a scene: cameras, names, split and units, but no images."""
     meta = {
@@ -66,20 +72,34 @@ def record(scene: Scene, source: dict[str, Any] | None) -> tuple[dict[str, Any],
         "test": list(scene.test),
         "background": scene.background,
         "world_from_scene": scene.world_from_scene.to_dict(),
+        "features": [] if scene.features is None else [describe_head(x) for x in scene.features.heads],
     }
     return meta, {f: getattr(scene.cameras, f).clone() for f in CAMERA_FIELDS}
+
+
+def heads_of(features: FeatureMaps) -> tuple[tuple[str, int], ...]:
+    """Name and width of each head that maps are distilled into."""
+    kinds = [head.kind for head in features.heads]
+    if repeated := [kind for kind in kinds if kinds.count(kind) > 1]:
+        raise ConfigError(
+            f"two feature files are of one kind, {repeated[0]!r}: a head needs a name of its own"
+        )
+    return tuple((head.kind, head.width) for head in features.heads)
 
 
 def fitted(config: Config, scene: Scene) -> Config:
     """The config with what only the scene knows: the features' width, the background."""
     model = config.model
     wanted = model.fields.feature.width
-    if scene.features is not None and wanted and scene.features.width != wanted:
-        feature = replace(model.fields.feature, width=scene.features.width)
+    if scene.features is not None and wanted:
+        heads = heads_of(scene.features)
+        width = sum(width for _, width in heads)
+        feature = replace(model.fields.feature, width=width, heads=heads if len(heads) > 1 else ())
         model = replace(model, fields=replace(model.fields, feature=feature))
     if scene.features is None and wanted:
         raise ConfigError(
-            "this preset distils features, but the scene has none: give feature maps, or train with "
+            "this preset distils features, but the scene has none: make some with `raymarch extract`, give "
+            "feature maps, or train with "
             "--preset nerfacto (model.fields.feature.width=0)"
         )
     if scene.background != "none" and model.renderer.background == "last_sample":
@@ -125,12 +145,32 @@ def resume(run: Path, device: str = "auto", scene: Scene | None = None, steps: i
         config = replace(config, train=replace(config.train, trainer=until))
     if scene is None:
         scene = reload_scene(meta, run)
+    _check_features(config, scene, run)
     where = pick_device(device)
     model = Model(config.model, meta["cameras"]).to(where)
     scene_tensors = {k.removeprefix("scene."): v for k, v in tensors.items() if k.startswith("scene.")}
     trainer = Trainer(model, photos_of(scene, config, where), config, run, meta["scene"], scene_tensors)
     trainer.restore(tensors, meta)
     return trainer
+
+
+def _check_features(config: Config, scene: Scene, run: Path) -> None:
+    """The maps at hand must be those that the checkpoint's heads were made for."""
+    wanted = config.model.fields.feature
+    if not wanted.width:
+        return
+    if scene.features is None:
+        raise ConfigError(
+            f"{run} distils features, but the scene came without any; give them with --features"
+        )
+    heads = heads_of(scene.features)
+    if (heads if wanted.heads else sum(width for _, width in heads)) != (wanted.heads or wanted.width):
+        found = ", ".join(f"{name} {width}" for name, width in heads)
+        made = ", ".join(f"{name} {width}" for name, width in wanted.heads) or str(wanted.width)
+        raise ConfigError(
+            f"{run} was trained on features {made} wide, those of the scene are {found} wide: "
+            "give the features it was started with, or start a new run"
+        )
 
 
 def reload_scene(meta: dict[str, Any], run: Path) -> Scene:
