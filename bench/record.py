@@ -34,6 +34,7 @@ KEYS = (
     "steps",
     "frames",
     "quality",
+    "poses",
     "memory",
 )
 SECTIONS = KEYS[4:]

@@ -117,7 +117,7 @@ class ProposalField(nn.Module):
     def forward(self, rays: Rays, samples: Samples) -> Tensor:
         """Density at the intervals' midpoints, [R, S]."""
         y = unit_positions(rays, samples, self.norm)
-        sigma = density(self.mlp(self.grid(y)), y, self.config.average_init_density)
+        sigma = density(self.mlp(self.grid(y, rays.sight)), y, self.config.average_init_density)
         return sigma.view(samples.t.shape[0], -1)
 
 
@@ -176,13 +176,16 @@ class RadianceField(nn.Module):
         n = torch.tanh(self.normals_layer(self.normals(inputs)))
         return F.normalize(n, dim=-1).view(*samples.t.shape[:1], -1, 3)
 
-    def forward(self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool) -> Field:
+    def forward(
+        self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool, turns: bool = True
+    ) -> Field:
         y = unit_positions(rays, samples, self.norm)
-        encoded = self.grid(y)
+        encoded = self.grid(y, rays.sight)
         h = self.mlp(encoded)
         rgb = None
         if "rgb" in heads:
-            sigma, rgb = self.density_and_colours(h, y, rays, train)
+            facing = rays if turns else replace(rays, directions=rays.directions.detach())
+            sigma, rgb = self.density_and_colours(h, y, facing, train)
         else:
             sigma = self.density(h, y)
         count, per_ray = samples.t.shape[0], samples.t.shape[1] - 1
@@ -243,8 +246,11 @@ class Fields(nn.Module):
         self.radiance = RadianceField(config.radiance, cameras, config.norm)
         self.feature = FeatureField(config.feature, config.norm) if config.feature.width else None
 
-    def forward(self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool) -> Field:
-        found = self.radiance(rays, samples, heads, train)
+    def forward(
+        self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool, turns: bool = True
+    ) -> Field:
+        """`turns`: colour's dependence on the viewing direction has a gradient to the rays."""
+        found = self.radiance(rays, samples, heads, train, turns)
         if self.feature is None or "feature" not in heads:
             return found
         return replace(found, feature=self.feature(rays, samples), feature_layer=self.feature.layer)

@@ -95,6 +95,7 @@ def start(
     pixels = PixelSource(scene, scene.train, where)
     torch.manual_seed(config.train.trainer.seed)
     model = Model(config.model, len(scene.train)).to(where)
+    model.poses.precondition(pixels.cameras)
     meta, tensors = record(scene, source)
     return Trainer(model, pixels, config, run, meta, tensors)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from raymarch.data.pixels import PixelSource
 from raymarch.model import Model
+from raymarch.model.poses import detail_at
 from raymarch.model.sampler import anneal_at, updates_at
 from raymarch.nn import HashGrid
 from raymarch.ops import find_non_finite
@@ -97,19 +98,24 @@ class Trainer:
         self._make_schedules()
 
     def _make_schedules(self) -> None:
-        """One row per step: the annealing exponent, then each group's learning rate."""
+        """One row per step: annealing exponent, detail that leads poses, each group's learning rate."""
         steps = torch.arange(self.config.steps + 1)
         sampler = self.full_config.model.sampler
-        columns = [torch.as_tensor([anneal_at(int(s), sampler) for s in steps]).double()]
+        poses = self.full_config.model.poses
+        columns = [
+            torch.as_tensor([anneal_at(int(s), sampler) for s in steps]).double(),
+            torch.as_tensor([detail_at(int(s), poses) for s in steps]).double(),
+        ]
         columns += [learning_rate(getattr(self.full_config.train.optim, g), steps) for g in self.optim.groups]
         self._schedules = torch.stack(columns, 1).float().to(self.device)
+        self._leads_coarsely = poses.coarse_resolution > 0 or poses.smooth_slope
         self._updates = updates_at(self.config.steps, sampler)
 
     def _one_step(self, update_proposals: bool) -> None:
         """Everything between two steps. No host synchronisation; captured into a CUDA graph."""
         row = self._schedules.index_select(0, self.counter[1:].clamp_max(self.config.steps))[0]
-        anneal = row[:1]
-        rates = {name: row[i + 1 : i + 2] for i, name in enumerate(self.optim.groups)}
+        anneal, detail = row[:1], row[1:2]
+        rates = {name: row[i + 2 : i + 3] for i, name in enumerate(self.optim.groups)}
         pixels = self.source.draw(self.counter, self.config.rays)
         rendering = self.model(
             pixels,
@@ -117,6 +123,7 @@ class Trainer:
             train=True,
             counter=self.counter,
             anneal=anneal,
+            detail=detail if self._leads_coarsely else None,
             update_proposals=update_proposals,
         )
         terms = self.model.losses(rendering, pixels, self.counter)
