@@ -119,6 +119,8 @@ def train_row(args: argparse.Namespace, scene: Scene, noise: PoseNoise, config: 
     last = {k: v for k, v in curve[-1].items() if k not in ("psnr_rays", "step")}
     found: dict[str, Any] = last | held_out(trainer, noisy, given, truth) | {"steps": trainer.step}
     found["wall_seconds"] = time.perf_counter() - began
+    if trainer.model.trust is not None:
+        found["suspects"] = [i for i, _ in trainer.model.trust.suspects()]
     if wild:
         found["outliers"] = [scene.train.index(i) for i in wild]
     return {"result": found, "curve": curve}

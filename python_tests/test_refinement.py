@@ -9,13 +9,19 @@ from torch.testing import assert_close
 
 from raymarch.config import override, preset
 from raymarch.data.alignment import rotation_angle
-from raymarch.data.perturb import PoseNoise, disturb, scene_size
+from raymarch.data.perturb import PoseNoise, disturb, disturbed, scene_size
+from raymarch.data.pixels import PixelSource
+from raymarch.data.scene import Scene
+from raymarch.data.synthetic import make_scene
 from raymarch.model import Model
 from raymarch.model.poses import FINEST, Poses, PosesConfig, compose, detail_at
 from raymarch.model.preconditioner import coupling, focus, preconditioner, seen_points, whitening
+from raymarch.model.trust import Trust
 from raymarch.nn import HashGrid
 from raymarch.ops.pose import pose
+from raymarch.train.guard import guard
 from raymarch.train.optim import GroupConfig, learning_rate
+from raymarch.train.runs import start
 from raymarch.types import Cameras, Pixels, Sight
 
 
@@ -300,3 +306,127 @@ def test_six_numbers_are_those_before_the_coordinates_changed():
     again = Poses(model.config, 3)
     again.load_state_dict(model.state_dict())
     assert_close(again(), model())
+
+
+# --- what refinement cannot use, cameras that are wrong, and refinement that does not help -----------------
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return make_scene(views=6, test_views=2, size=24, seed=0)
+
+
+def scene_of(truth, poses=None, masks=None, split=None):
+    return Scene.from_arrays(
+        truth.images, truth.intrinsics, truth.camera_to_worlds if poses is None else poses, masks=masks,
+        split=split or (truth.train, truth.test), orientation="none", center="none", scale=1.0,
+    )  # fmt: skip
+
+
+def training(scene, *words, steps=20):
+    config = preset("tiny")
+    for word in (
+        f"train.trainer.steps={steps}",
+        "train.trainer.rays=64",
+        "train.trainer.log_every=5",
+        *words,
+    ):
+        config = override(config, word)
+    return start(scene, config, device="cpu")
+
+
+def test_one_photo_cannot_be_refined(truth):
+    scene = scene_of(truth, split=((2,), (0, 1)))
+    with pytest.raises(ValueError, match=r"only training photo \(image 2\).*at least 2 photos.*mode=off"):
+        training(scene)
+    training(scene, "model.poses.mode=off")
+
+
+def test_a_camera_that_sees_nothing_is_named_unless_it_is_frozen(truth):
+    masks = [None] * 8
+    masks[3] = torch.zeros(24, 24).numpy()
+    with pytest.raises(ValueError, match=r"camera 3 \(image 3\) sees nothing: its mask"):
+        training(scene_of(truth, masks=masks))
+    training(scene_of(truth, masks=masks), "model.poses.frozen=(3,)", "model.poses.gauge=free")
+    away = truth.camera_to_worlds.clone()
+    away[1, :, 3] += 50
+    box = "model.rays.box=(-1.5,-1.5,-1.5,1.5,1.5,1.5)"
+    with pytest.raises(ValueError, match=r"camera 1 \(image 1\) sees nothing: none of its rays"):
+        training(scene_of(truth, away), box)
+    training(scene_of(truth), box)
+
+
+def test_a_singular_start_is_refused(truth):
+    scene = scene_of(truth)
+    poses = scene.cameras.camera_to_worlds.clone()
+    poses[4, :, 0] = poses[4, :, 1]
+    broken = replace(scene, cameras=replace(scene.cameras, camera_to_worlds=poses))
+    with pytest.raises(ValueError, match=r"camera 4 \(image 4\) starts from a pose that is not rigid"):
+        training(broken)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["model.poses.frozen=(0,1,2,3,4,5)"], "all 6 cameras are frozen"),
+        (["model.poses.frozen=(1,)", "model.poses.trainable=(1,2)"], "camera 1 is named by both"),
+        (["model.poses.frozen=(6,)"], "names camera 6, expected 0 to 5"),
+        (["model.poses.outlier_factor=0.5"], "outlier_factor: expected 0"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(truth, words, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        training(scene_of(truth), *words)
+
+
+def test_trust_falls_for_the_camera_that_fits_worse():
+    trust = Trust(5, 3.0)
+    assert_close(trust.weights(), torch.ones(5))
+    camera = torch.arange(5).repeat(8)
+    error = torch.tensor([1.0, 1.1, 0.9, 12.0, 1.0]).repeat(8) * 0.01
+    for _ in range(50):
+        trust.observe(camera[:32], error[:32])
+    assert_close(trust.weights(), torch.tensor([1.0, 1, 1, (3 / 12) ** 2, 1]), rtol=1e-4, atol=1e-6)
+    assert [i for i, _ in trust.suspects()] == [3]
+    assert trust.suspects()[0][1] == pytest.approx(12, rel=1e-4)
+
+
+def test_a_camera_that_was_not_drawn_keeps_what_is_known_of_it():
+    trust = Trust(3, 3.0)
+    trust.observe(torch.tensor([0, 0, 1]), torch.tensor([1.0, 3.0, 2.0]))
+    assert_close(trust.ratio(), torch.tensor([1.0, 1.0, 1.0]))
+    trust.observe(torch.tensor([0]), torch.tensor([2.0]))
+    assert_close(trust.error[2], torch.tensor(0.0)) and assert_close(
+        trust.error[1] / trust.seen[1], torch.tensor(2.0)
+    )
+
+
+def test_refinement_that_harms_is_rolled_back_and_says_so(truth):
+    trainer = training(
+        scene_of(truth), "train.optim.poses.lr=0.2", "train.optim.poses.lr_final=0.2",
+        "train.trainer.guard_at=20", "train.trainer.guard_steps=40", steps=80,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.step == 80 and float(trainer.brake) == 0
+    assert_close(trainer.model.poses.adjustment, torch.zeros(6, 6), atol=0, rtol=0)
+    assert len(trainer.notes) == 1 and "rolled back, and poses stay as given" in trainer.notes[0]
+
+
+def test_refinement_that_helps_is_kept_and_says_so(truth):
+    noisy, _ = disturbed(scene_of(truth), PoseNoise(0.0, 0.0))
+    trainer = training(noisy, "train.trainer.guard_at=10", "train.trainer.guard_steps=10", steps=30)
+    verdicts = iter([30.0, 20.0])  # what each continuation scores
+    trainer.judge = lambda: guard(trainer, PixelSource(noisy, noisy.test), 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raymarch.train.guard.score", lambda *_: next(verdicts))
+        trainer.train()
+    plain = training(noisy, "train.optim.poses.lr=1e-3", steps=30)
+    plain.train()
+    assert float(trainer.brake) == 1 and "refinement kept" in trainer.notes[0]
+    for name, tensor in plain.state().items():  # as if nobody had asked
+        assert torch.equal(tensor, trainer.state()[name]), name
+
+
+def test_a_guard_needs_held_out_photos(truth):
+    with pytest.raises(ValueError, match="guard_at compares poses on held-out photos"):
+        training(scene_of(truth, split=(tuple(range(8)), ())), "train.trainer.guard_at=10")

@@ -51,6 +51,7 @@ def train(
     from raymarch.config import override
     from raymarch.config import preset as named
     from raymarch.data.scene import load
+    from raymarch.train.guard import suspicions
     from raymarch.train.runs import start
 
     config = named(preset)
@@ -62,7 +63,9 @@ def train(
     loaded = load(scene, downscale=downscale, split=split)
     _say(*(f"note: {problem}" for problem in loaded.problems))
     source = {"path": str(scene.resolve()), "options": {"downscale": downscale, "split": split}}
-    _train(start(loaded, config, run, device, source))
+    trainer = start(loaded, config, run, device, source)
+    _train(trainer)
+    _say(*trainer.notes, *suspicions(trainer))
     print(run)
 
 

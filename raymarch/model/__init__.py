@@ -12,6 +12,7 @@ from raymarch.model.poses import Poses, PosesConfig
 from raymarch.model.rays import RaysConfig, generate
 from raymarch.model.renderer import Renderer, RendererConfig
 from raymarch.model.sampler import Sampler, SamplerConfig
+from raymarch.model.trust import Trust
 from raymarch.ops.losses import scale_gradients
 from raymarch.types import Cameras, Field, Pixels, Rendering, Samples, Sight
 
@@ -45,6 +46,8 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.poses = Poses(config.poses, cameras)
+        factor = config.poses.outlier_factor
+        self.trust = Trust(cameras, factor) if factor and config.poses.mode != "off" else None
         self.sampler = Sampler(config.sampler, config.poses.through_proposals)
         self.fields = Fields(config.fields, cameras)
         self.renderer = Renderer(config.renderer)
@@ -108,6 +111,7 @@ class Model(nn.Module):
             poses_regulariser=self.poses.regulariser(),
             counter=counter,
             background=self.config.renderer.background,
+            trust=self.trust,
         )
 
     def groups(self) -> dict[str, list[nn.Parameter]]:

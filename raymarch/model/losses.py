@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raymarch.model.trust import Trust
 from raymarch.ops.losses import (
     depth_ds_nerf,
     depth_urf,
@@ -50,6 +51,7 @@ def losses(
     poses_regulariser: Tensor | None = None,
     counter: Tensor | None = None,
     background: str = "last_sample",
+    trust: Trust | None = None,
 ) -> dict[str, Tensor]:
     """Named losses, each a scalar already weighted; training minimises their sum.
 
@@ -60,6 +62,8 @@ def losses(
     comes from `counter` [2] int64 = (seed, step), or from torch's generator without one. A loss's value is
     reported even where nothing it depends on can change, as on steps that leave the proposals alone.
 
+    With `trust`, a ray's colour error counts as its camera is trusted, and the errors are remembered.
+
     interlevel holds the final weights constant, orientation and predicted_normals all weights; distortion,
     feature and depth move them. ValueError for unknown words and where there is no truth.
     """
@@ -68,7 +72,12 @@ def losses(
             f"losses: depth_kind is {config.depth_kind!r}, expected one of {', '.join(DEPTH_KINDS)}"
         )
     pred, truth = blended(rendering, pixels, background, counter)
-    found = {"rgb": config.rgb * F.mse_loss(pred, truth)}
+    if trust is None:
+        found = {"rgb": config.rgb * F.mse_loss(pred, truth)}
+    else:
+        squared = (pred - truth).square().mean(-1)
+        found = {"rgb": config.rgb * (trust.weights()[pixels.camera] * squared).mean()}
+        trust.observe(pixels.camera, squared.detach())
     weights, samples, field = rendering.weights, rendering.samples, rendering.field
     if weights is not None and samples is not None:
         if rendering.proposals:

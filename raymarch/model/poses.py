@@ -39,6 +39,7 @@ class PosesConfig:
     precondition: bool = False  # refine in coordinates that all move the picture equally (CamP)
     precondition_damping: float = 0.1  # of the coupling between a camera's six numbers
     precondition_spread: float = 3.0  # points lie between this part and this multiple of the focus's distance
+    outlier_factor: float = 0.0  # cameras whose colour error is so many times the median lose weight; 0: off
     through_proposals: bool = True  # the interlevel loss moves poses, too
     through_directions: bool = True  # so does what colour makes of the viewing direction
 

@@ -16,6 +16,8 @@ from raymarch.data.scene import Scene, load
 from raymarch.data.similarity import Similarity
 from raymarch.model import Model
 from raymarch.train import checkpoint
+from raymarch.train.guard import guard
+from raymarch.train.refinable import check_refinable
 from raymarch.train.trainer import Trainer, load_model
 from raymarch.types import Cameras
 
@@ -95,9 +97,25 @@ def start(
     pixels = PixelSource(scene, scene.train, where)
     torch.manual_seed(config.train.trainer.seed)
     model = Model(config.model, len(scene.train)).to(where)
+    check_refinable(model, pixels.cameras, scene)
     model.poses.precondition(pixels.cameras)
     meta, tensors = record(scene, source)
-    return Trainer(model, pixels, config, run, meta, tensors)
+    return guarded(Trainer(model, pixels, config, run, meta, tensors), scene)
+
+
+def guarded(trainer: Trainer, scene: Scene) -> Trainer:
+    """The trainer, which will compare refined poses with poses as given where its config asks for it."""
+    config = trainer.config
+    if not config.guard_at or trainer.model.poses.adjustment is None:
+        return trainer
+    if not scene.test:
+        raise ConfigError(
+            "train.trainer.guard_at compares poses on held-out photos, but the scene has none: hold some out "
+            "(--split every8), or set it to 0"
+        )
+    held_out = PixelSource(scene, scene.test, trainer.device)
+    trainer.judge = lambda: guard(trainer, held_out, min(config.guard_steps, config.steps - trainer.step))
+    return trainer
 
 
 def resume(run: Path, device: str = "auto", scene: Scene | None = None, steps: int | None = None) -> Trainer:
@@ -116,7 +134,7 @@ def resume(run: Path, device: str = "auto", scene: Scene | None = None, steps: i
         model, PixelSource(scene, scene.train, where), config, run, meta["scene"], scene_tensors
     )
     trainer.restore(tensors, meta)
-    return trainer
+    return guarded(trainer, scene)
 
 
 def reload_scene(meta: dict[str, Any], run: Path) -> Scene:

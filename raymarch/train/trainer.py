@@ -38,6 +38,9 @@ class TrainerConfig:
     save_every: int = 2000
     keep: int = 2  # checkpoints kept
     graph: bool = True  # on CUDA, capture the step
+    # Step at which pose refinement must show that held-out pixels gain by it (train/guard.py); 0: never.
+    guard_at: int = 0
+    guard_steps: int = 500  # trained with poses refined and again with poses as given, then compared
 
 
 @contextmanager
@@ -90,6 +93,9 @@ class Trainer:
         self.optim = Adam(model.groups(), config.train.optim, grids)
         self.counter = torch.tensor([self.config.seed, 0], dtype=torch.int64, device=self.device)
         self.healthy = torch.ones(1, dtype=torch.bool, device=self.device)
+        self.brake = torch.ones(1, device=self.device)  # on the learning rate of poses; train/guard.py
+        self.judge: Callable[[], object] | None = None  # called at `guard_at`; what it returns becomes a note
+        self.notes: list[str] = []  # what a user should know after training
         self.names: list[str] = []
         self.seconds = 0.0
         self.step = 0
@@ -116,6 +122,8 @@ class Trainer:
         row = self._schedules.index_select(0, self.counter[1:].clamp_max(self.config.steps))[0]
         anneal, detail = row[:1], row[1:2]
         rates = {name: row[i + 2 : i + 3] for i, name in enumerate(self.optim.groups)}
+        if "poses" in rates:
+            rates["poses"] = rates["poses"] * self.brake
         pixels = self.source.draw(self.counter, self.config.rays)
         rendering = self.model(
             pixels,
@@ -182,10 +190,15 @@ class Trainer:
         KeyboardInterrupt saves and returns; TrainingError is raised where the loss stops being finite, after
         the last good state was saved.
         """
+        at = self.config.guard_at
+        asked = self.judge is not None and self.step <= at and at > 0
         try:
-            for progress in self.iterate(steps):
-                if on_progress:
-                    on_progress(progress)
+            for stop in (at, steps) if asked else (steps,):
+                for progress in self.iterate(stop):
+                    if on_progress:
+                        on_progress(progress)
+                if asked and self.step == at and self.judge is not None:
+                    self.notes.append(str(self.judge()))
         except KeyboardInterrupt:
             self.save()
             raise
@@ -246,7 +259,7 @@ class Trainer:
         found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         found |= {f"optim.{k}": v for k, v in self.optim.state().items()}
         found |= {f"scene.{k}": v for k, v in self.scene_tensors.items()}
-        return found | {"counter": self.counter}
+        return found | {"counter": self.counter, "brake": self.brake}
 
     def save(self) -> Path | None:
         """Write a checkpoint of this step into the run folder."""
@@ -272,6 +285,8 @@ class Trainer:
         optim = {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
         self.optim.load(optim)
         self.counter.copy_(tensors["counter"])
+        if "brake" in tensors:
+            self.brake.copy_(tensors["brake"])
         self.step, self.seconds = meta["step"], meta["seconds"]
 
 
