@@ -36,6 +36,16 @@ from raymarch.train.evaluate import evaluate
 from raymarch.train.runs import start, subset
 from raymarch.train.trainer import Trainer
 
+SYNTHETIC = (  # settings of its rows, after the preset and before --set
+    "model.losses.distortion=0.0",  # as the demo: a far ground under no distortion loss
+    "model.losses.gradient_scaling=false",  # it would weigh what moves poses by nearness
+    "train.trainer.rays=2048",
+    "model.fields.radiance.grid.log2_size=17",
+    "model.fields.radiance.grid.max_resolution=512",
+    "model.poses.translation_penalty=0.0",
+    "model.poses.rotation_penalty=0.0",
+)
+
 
 def scene_of(name: str, size: int, views: int) -> Scene:
     """The synthetic scene without its features, or a scene from disk with every 8th photo held out."""
@@ -46,7 +56,7 @@ def scene_of(name: str, size: int, views: int) -> Scene:
 
 
 def configured(args: argparse.Namespace, scene: Scene, mode: str, compose: str, seed: int) -> Config:
-    """The preset with a row's pose settings; learning rates span the run unless --set says otherwise."""
+    """The preset with a row's pose settings; on the synthetic scene learning rates span the run."""
     config = preset(args.preset)
     if scene.features is None and config.model.fields.feature.width:
         config = override(config, "model.fields.feature.width=0")
@@ -60,8 +70,10 @@ def configured(args: argparse.Namespace, scene: Scene, mode: str, compose: str, 
     if compose:
         words.append(f"model.poses.compose={compose}")
         words += ["model.poses.gauge=free"] if compose == "camera" else []
-    if args.scene == "synthetic":  # as the demo: a far ground under no distortion loss
-        words.append("model.losses.distortion=0.0")
+    if args.scene == "synthetic":
+        words += SYNTHETIC
+        steps = args.steps or config.train.trainer.steps
+        words += [f"train.optim.{group}.decay_steps={steps}" for group in ("fields", "proposals", "poses")]
     for word in [*words, *args.set]:
         config = override(config, word)
     return config
