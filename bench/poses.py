@@ -42,6 +42,11 @@ SYNTHETIC = (  # settings of its rows, after the preset and before --set
     "train.trainer.rays=2048",
     "model.fields.radiance.grid.log2_size=17",
     "model.fields.radiance.grid.max_resolution=512",
+    "model.poses.blur_map=true",
+    "model.poses.coarse_resolution=16",
+    "model.poses.coarse_hold=200",
+    "model.poses.coarse_until=600",
+    "model.poses.finest_resolution=512",
     "model.poses.translation_penalty=0.0",
     "model.poses.rotation_penalty=0.0",
 )
