@@ -69,6 +69,7 @@ def train(
     from raymarch.config import override
     from raymarch.config import preset as named
     from raymarch.data.scene import load
+    from raymarch.train.guard import suspicions
     from raymarch.train.refined import named_adjustments, with_adjustments
     from raymarch.train.runs import start
 
@@ -98,6 +99,7 @@ def train(
     trainer = start(loaded, config, run, device, source)
     _say(loaded.format, *(f"note: {line}" for line in (*told, *loaded.problems, *loaded.notes)))
     _train(trainer)
+    _say(*trainer.notes, *suspicions(trainer))
     write_run_page(run, device)
     print(run)
 
