@@ -420,7 +420,7 @@ def test_refinement_that_helps_is_kept_and_says_so(truth):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raymarch.train.guard.score", lambda *_: next(verdicts))
         trainer.train()
-    plain = training(noisy, "train.optim.poses.lr=1e-3", steps=30)
+    plain = training(noisy, steps=30)
     plain.train()
     assert float(trainer.brake) == 1 and "refinement kept" in trainer.notes[0]
     for name, tensor in plain.state().items():  # as if nobody had asked

@@ -100,7 +100,7 @@ def tiny() -> Config:
                 fields=GroupConfig(lr=1e-2, lr_final=1e-3, decay_steps=1000),
                 proposals=GroupConfig(lr=1e-2, lr_final=1e-3, decay_steps=1000),
                 feature=GroupConfig(lr=1e-2, lr_final=1e-3, decay_steps=1000),
-                poses=GroupConfig(lr=4e-3, lr_final=3e-5, decay_steps=1000, warmup=200),
+                poses=GroupConfig(lr=2e-3, lr_final=3e-5, decay_steps=1000, warmup=200),
             ),
         ),
     )
