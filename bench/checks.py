@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bench import record
 from bench.cases import CASES, Case
@@ -65,9 +66,10 @@ def equals_cpu(case: Case) -> dict[str, Any]:
     return {"ok": ok, "outputs": errors[0], "gradients": errors[1]}
 
 
-def refill(args: list[Any], inputs: list[Any]) -> None:
+def refill(args: Any, other: Any) -> None:
+    """Other numbers into the same places, nested ones too."""
     with torch.no_grad():
-        for a, b in zip(args, inputs, strict=True):
+        for a, b in zip(tree_leaves(args), tree_leaves(other), strict=True):
             if isinstance(a, Tensor):
                 a.copy_(b)
 
@@ -104,8 +106,9 @@ def replays(case: Case) -> dict[str, Any]:
     """Captured once, replayed with other numbers in the same places."""
     args = with_grad(case, moved(case.inputs(64), "cuda"))
     other = moved(case.inputs(64), "cuda")
-    alike = all(a.shape == b.shape for a, b in zip(args, other, strict=True) if isinstance(a, Tensor))
-    other = other if alike else [a.detach().clone() if isinstance(a, Tensor) else a for a in args]
+    pairs = zip(tree_leaves(args), tree_leaves(other), strict=True)
+    alike = all(a.shape == b.shape for a, b in pairs if isinstance(a, Tensor))
+    other = other if alike else tree_map(lambda a: a.detach().clone() if isinstance(a, Tensor) else a, args)
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for _ in range(2):

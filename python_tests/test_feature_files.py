@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_data import photo, write_scene
 
-from raymarch.apps import cli, extraction
+from raymarch.apps import extraction
 from raymarch.apps.extraction import extract, features_for
 from raymarch.data.error import SceneError
 from raymarch.data.feature_files import CHECKS, find_feature_files, open_feature_file, read_feature_maps
@@ -27,6 +27,13 @@ from raymarch.data.scene import list_photos, load
 from raymarch.features.encoder import Patches
 
 WIDTH = 6
+
+
+def command(words):
+    pytest.importorskip("tyro", reason="the command line needs tyro")
+    from raymarch.apps.cli import main
+
+    main(words)
 
 
 class Means:
@@ -389,22 +396,22 @@ def test_train_finds_what_extract_left(folder, tmp_path):
 def test_train_resume_and_eval_with_a_feature_file(tmp_path, monkeypatch, capsys):
     folder = write_scene(tmp_path / "scene", count=9, width=16, height=12)
     monkeypatch.setattr(extraction, "open_encoder", lambda *_, **__: Means(patch=4))
-    cli.main(["extract", str(folder), "--encoder", "means"])
+    command(["extract", str(folder), "--encoder", "means"])
     assert "6 wide, 9 maps made, 0 kept" in capsys.readouterr().out
     run = tmp_path / "run"
     file = str(folder / "features_means.safetensors")
     small = ["--preset", "tiny", "--steps", "4", "--set", "train.trainer.rays=64", "--device", "cpu"]
-    cli.main(["train", str(folder), *small, "--features", file, "--out", str(run)])
+    command(["train", str(folder), *small, "--features", file, "--out", str(run)])
     config = json.loads((run / "config.json").read_text())
     assert config["model"]["fields"]["feature"]["width"] == WIDTH
-    cli.main(["resume", str(run), "--device", "cpu"])
-    cli.main(["eval", str(run), "--device", "cpu"])
+    command(["resume", str(run), "--device", "cpu"])
+    command(["eval", str(run), "--device", "cpu"])
     wider = Means(patch=4)
     wider.width, wider.mix = 9, torch.randn(3, 9)
     Path(file).unlink()
     extract(folder, wider)
     with pytest.raises(SystemExit):
-        cli.main(["resume", str(run), "--device", "cpu"])
+        command(["resume", str(run), "--device", "cpu"])
     told = capsys.readouterr().err
     assert "trained on features 6 wide" in told and "9 wide" in told and "Traceback" not in told
 

@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_data import photo, write_scene
 
-from raymarch.apps import cli
 from raymarch.data.feature_files import open_feature_file, same_recipe
 from raymarch.features.encoder import (
     EncoderError,
@@ -58,6 +57,13 @@ RESNET = {
 MODELS = {**VITS, "resnet": RESNET}
 DINO = "vit_small_patch8_224.dino"
 DINOV2 = "vit_small_patch14_reg4_dinov2.lvd142m"
+
+
+def command(words):
+    pytest.importorskip("tyro", reason="the command line needs tyro")
+    from raymarch.apps.cli import main
+
+    main(words)
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +395,7 @@ def test_photos_to_two_heads_on_the_command_line(saved, dino_weights, tmp_path, 
     clip = ["--encoder", "clip", "--weights", str(saved / "vit24")]
     dino = ["--encoder", "dino", "--weights", str(dino_weights / "dino.safetensors"), "--size", "32"]
     for options in (clip, dino):
-        cli.main(["extract", str(folder), *options, "--device", "cpu"])
+        command(["extract", str(folder), *options, "--device", "cpu"])
     told = capsys.readouterr().out
     assert "24 wide, 9 maps made" in told and "384 wide, 9 maps made" in told
     files = [folder / "features_dino.safetensors", folder / "features_clip.safetensors"]
@@ -399,7 +405,7 @@ def test_photos_to_two_heads_on_the_command_line(saved, dino_weights, tmp_path, 
         assert torch.equal(one, encoder.encode(np.array(Image.open(folder / name))))
     run = tmp_path / "run"
     small = ["--preset", "tiny", "--steps", "5", "--set", "train.trainer.rays=64", "--device", "cpu"]
-    cli.main(["train", str(folder), *small, "--features", *map(str, files), "--out", str(run)])
+    command(["train", str(folder), *small, "--features", *map(str, files), "--out", str(run)])
     heads = json.loads((run / "config.json").read_text())["model"]["fields"]["feature"]["heads"]
     assert heads == [["dino", 384], ["clip", 24]]
     import raymarch

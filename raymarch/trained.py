@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymarch.features.query import similarity_from_hidden
+from raymarch.features.pca import Pca
+from raymarch.features.query import against, prepare
+from raymarch.features.words import STORED, Words, read_embeddings
 from raymarch.model import HEADS
 from raymarch.model.fields import text_head
 from raymarch.model.frames import FrameRenderer
+from raymarch.train.colours import stored_pca
 from raymarch.train.localize import Localisation, LocalizeConfig, Localizer
 from raymarch.train.refined import RefinedPoses, refined_poses
 from raymarch.train.runs import OpenRun, subset
 from raymarch.types import Cameras
+
+Texts = str | Sequence[str] | Tensor  # words, or their embeddings [D] or [n, D]
 
 
 def perspective(
@@ -54,6 +59,44 @@ class TrainedScene(OpenRun):
     def frames(self) -> FrameRenderer:
         """What renders this scene's frames, kept between them."""
         return FrameRenderer(self.model)
+
+    @property
+    def text_channels(self) -> slice:
+        """Which channels of a feature are compared with text."""
+        return self.feature_heads[self.text_head]
+
+    @cached_property
+    def words(self) -> Words:
+        """What gives texts their embeddings: those in the run's folder, and the encoder it names."""
+        stored = self.path / STORED
+        heads = self.meta["scene"].get("features") or []
+        named = {head["name"]: head for head in heads} if len(self.feature_heads) > 1 else {}
+        head = named.get(self.text_head) if named else (heads or [None])[0]
+        recipe = (head or {}).get("info") or {}
+        return Words(read_embeddings(stored) if stored.exists() else {}, recipe, None, self.device)
+
+    def embed(self, texts: Texts) -> Tensor:
+        """Embeddings [n, D] of words, or of what is one already. WordsError, ValueError."""
+        width = self._text_width()
+        found = (
+            texts if isinstance(texts, Tensor) else self.words([texts] if isinstance(texts, str) else texts)
+        )
+        found = found.float().reshape(-1, found.shape[-1])
+        if found.shape[1] != width:
+            raise ValueError(
+                f"the embeddings have {found.shape[1]} channels, the features of {self.path} have {width}: "
+                "they come from another encoder"
+            )
+        return found
+
+    def pca(self) -> Pca:
+        """Feature -> colour, the same for every frame: kept in the run's folder."""
+        return stored_pca(self)
+
+    def _text_width(self) -> int:
+        if self.model.fields.feature is None:
+            raise ValueError(f"{self.path} has no feature field: train with --preset f3rm and feature maps")
+        return self.text_channels.stop - self.text_channels.start
 
     def render(
         self,
@@ -112,16 +155,26 @@ class TrainedScene(OpenRun):
             raise ValueError(f"this run has no head {missing[0]!r}; it has {', '.join(sorted(have))}")
         if embeddings is None:
             return
-        widths = {name: channels.stop - channels.start for name, channels in self.feature_heads.items()}
-        width = widths[self.text_head] if widths else 0
+        width = self._text_width()
         if embeddings.dim() != 2 or embeddings.shape[1] != width:
             raise ValueError(
                 f"embeddings have shape {list(embeddings.shape)}, expected [K, {width}], the run's features"
             )
 
     @torch.no_grad()
-    def query(self, points: Tensor, chunk: int = 1 << 20) -> dict[str, Tensor]:
-        """Density [P] per world unit and, given a feature field, feature [P, D] at world points [P, 3]."""
+    def query(
+        self,
+        points: Tensor,
+        texts: Sequence[Texts] | None = None,
+        negatives: Texts | None = None,
+        score: str = "paired",
+        temperature: float = 0.1,
+        chunk: int = 1 << 18,
+    ) -> dict[str, Tensor]:
+        """Density [P] per world unit and, given a feature field, feature [P, D] at world points [P, 3].
+
+        With Q texts (or embeddings), also `similarity` [P, Q]: how well each point matches each of them.
+        """
         points = torch.as_tensor(points, dtype=torch.float32)
         if points.ndim != 2 or points.shape[1] != 3:
             raise ValueError(f"query: points has shape {tuple(points.shape)}, expected [P, 3]")
@@ -129,19 +182,55 @@ class TrainedScene(OpenRun):
         parts = [self.model.fields.at(part) for part in inside.split(chunk)]
         found = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
         found["density"] = found["density"] / self.world_from_scene.scale
+        if texts is not None:
+            wanted, others = self._embedded(texts, negatives)
+            unit = torch.nn.functional.normalize(found["feature"][:, self.text_channels], dim=-1)
+            cosines = unit @ torch.cat([wanted, others]).to(unit).T
+            found["similarity"] = _scored(cosines, len(wanted), score, temperature)
         return found
 
-    def similarity(self, camera: Cameras, positives: Tensor, negatives: Tensor | None = None) -> Tensor:
-        """How well each pixel of a camera matches embeddings: [h, w] in 0..1 with negatives, else cosine.
+    def similarity(
+        self,
+        camera: Cameras,
+        positives: Texts,
+        negatives: Texts | None = None,
+        score: str = "paired",
+        temperature: float = 0.1,
+        mode: str = "exact",
+    ) -> Tensor:
+        """How well each pixel of a camera matches words or embeddings: [h, w].
 
-        positives [K, D] and negatives [M, D] have the width of `text_head`, as from a text encoder.
+        positives: a text, several texts for one thing, or embeddings [K, D] (their mean is looked for).
+        negatives: what it is not. In 0..1 with negatives (0.5: as like as the likest of them), else a cosine.
+        score: see `raymarch.features.query.similarity`. Raises WordsError for texts without an embedding.
         """
-        self._check(frozenset({"feature"}))
-        heads = frozenset({"rgb", "feature_hidden"})
-        hidden = self.frames.render(_on(camera, self.device), 0, heads)["feature_hidden"]
-        feature = self.model.fields.feature
-        assert feature is not None
-        return similarity_from_hidden(hidden, feature.text_layer.detach(), positives, negatives)
+        found = self.look(camera, [positives], negatives, ("rgb",), score, temperature, mode)
+        return found["similarity"][..., 0]
+
+    def look(
+        self,
+        camera: Cameras,
+        queries: Sequence[Texts],
+        negatives: Texts | None = None,
+        heads: Iterable[str] = ("rgb", "depth"),
+        score: str = "paired",
+        temperature: float = 0.1,
+        mode: str = "exact",
+    ) -> dict[str, Tensor]:
+        """`render` with Q queries at once: what it returns, and `similarity` [h, w, Q] of each."""
+        wanted, others = self._embedded(queries, negatives)
+        found = self.render(camera, {*heads, "similarity"}, mode, torch.cat([wanted, others]).to(self.device))
+        found["similarity"] = _scored(found["similarity"], len(wanted), score, temperature)
+        return found
+
+    def _embedded(self, queries: Sequence[Texts], negatives: Texts | None) -> tuple[Tensor, Tensor]:
+        """One unit row per query, and one per negative."""
+        if isinstance(queries, (str, Tensor)):
+            raise ValueError("expected a list of queries, each a text, texts or embeddings; got a single one")
+        wanted = torch.stack([prepare(self.embed(query)).positive for query in queries])
+        if negatives is None or len(negatives) == 0:
+            return wanted, wanted[:0]
+        return wanted, torch.nn.functional.normalize(self.embed(negatives).to(wanted), dim=-1)
 
     def poses(self) -> RefinedPoses:
         """The training cameras before and after refinement, with corrections in degrees and world units."""
@@ -171,6 +260,11 @@ class TrainedScene(OpenRun):
         if self._localizer is None or self._localizer.config != config:
             self._localizer = Localizer(self, config)
         return self._localizer(image, camera, init, overlay, keep)
+
+
+def _scored(cosines: Tensor, queries: int, score: str, temperature: float) -> Tensor:
+    """Cosines [..., Q + m] with queries and negatives -> scores [..., Q]."""
+    return against(cosines[..., :queries], cosines[..., queries:], score, temperature)
 
 
 def _on(camera: Cameras, device: torch.device) -> Cameras:

@@ -1,5 +1,5 @@
-"""The command line: raymarch demo | extract | train | resume | eval | render | localize | export | poses |
-report | inspect | doctor."""
+"""The command line: raymarch demo | extract | train | resume | eval | render | query | view | localize |
+export | poses | report | inspect | doctor."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ def train(
     alpha: Literal["empty", "ignore", "none"] = "empty",
     memory: Literal["auto", "memory", "disk"] = "auto",
     cache: str = "auto",
+    tensorboard: bool = False,
+    look_every: int = 2000,
     device: Device = "auto",
 ) -> None:
     """Train on a folder of posed photos.
@@ -62,6 +64,8 @@ def train(
         alpha: The same for transparent pixels.
         memory: Where decoded photos lie; auto maps them from files where they take half of the free memory.
         cache: Folder for decoded photos that were downscaled or are mapped; auto (the user's) or none.
+        tensorboard: Also write TensorBoard logs into RUN/tensorboard.
+        look_every: Steps between renderings of a held-out view, kept in RUN/held_out; 0 for none.
         device: Where to run.
     """
     from raymarch.apps.extraction import features_for
@@ -69,7 +73,6 @@ def train(
     from raymarch.config import override
     from raymarch.config import preset as named
     from raymarch.data.scene import load
-    from raymarch.train.guard import suspicions
     from raymarch.train.refined import named_adjustments, with_adjustments
     from raymarch.train.runs import start
 
@@ -98,8 +101,7 @@ def train(
     source = {"path": str(scene.resolve()), "options": options} | ({"adjustments": moved} if moved else {})
     trainer = start(loaded, config, run, device, source)
     _say(loaded.format, *(f"note: {line}" for line in (*told, *loaded.problems, *loaded.notes)))
-    _train(trainer)
-    _say(*trainer.notes, *suspicions(trainer))
+    _train(trainer, look_every, tensorboard)
     write_run_page(run, device)
     print(run)
 
@@ -140,39 +142,60 @@ def extract(
         print(line)
 
 
-def resume(run: Positional[Path], steps: int | None = None, device: Device = "auto") -> None:
+def resume(
+    run: Positional[Path],
+    steps: int | None = None,
+    tensorboard: bool = False,
+    look_every: int = 2000,
+    device: Device = "auto",
+) -> None:
     """Continue an interrupted run exactly where it stopped.
 
     Args:
         run: Run folder.
         steps: Train up to this many steps (default: what the run was started with).
+        tensorboard: Also write TensorBoard logs into RUN/tensorboard.
+        look_every: Steps between renderings of a held-out view, kept in RUN/held_out; 0 for none.
         device: Where to run.
     """
     from raymarch.apps.run_page import write_run_page
     from raymarch.train import runs
 
-    _train(runs.resume(run, device, steps=steps))
+    _train(runs.resume(run, device, steps=steps), look_every, tensorboard)
     write_run_page(run, device)
     print(run)
 
 
-def _train(trainer) -> None:
+def _train(trainer, look_every: int, tensorboard: bool) -> None:
     """Train with a progress bar; Ctrl-C saves."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from raymarch.apps.watching import Watcher
+    from raymarch.train.guard import suspicions
+    from raymarch.train.trainer import Progress
 
     _say(trainer.source.summary())
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[psnr]}"))
+    watcher = Watcher(trainer, look_every, tensorboard)
     try:
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=trainer.config.steps, completed=trainer.step, psnr="")
-            trainer.train(
-                on_progress=lambda p: bar.update(task, completed=p.step, psnr=f"{p.psnr:5.2f} dB on its rays")
-            )
+
+            def note(progress: Progress) -> None:
+                words = f"{progress.psnr:5.2f} dB on its rays"
+                bar.update(task, completed=progress.step, psnr=words)
+                watcher(progress)
+
+            trainer.train(on_progress=note)
     except KeyboardInterrupt:
         raise UserStop(
             f"stopped at step {trainer.step}, saved; `raymarch resume {trainer.run}` goes on"
         ) from None
+    finally:
+        watcher.close()
+    _say(*trainer.notes, *suspicions(trainer))
 
 
 class UserStop(RuntimeError):
@@ -209,30 +232,141 @@ def render(
     out: Path | None = None,
     heads: str = "rgb,depth",
     cameras: Path | None = None,
+    path: Literal["orbit", "spiral", "interpolate"] | None = None,
     view: tuple[str, ...] = (),
-    formats: str = "png",
-    mode: Literal["exact", "reduced"] = "exact",
+    frames: int = 120,
+    fps: float | None = None,
+    loop: bool = False,
+    save_path: Path | None = None,
+    text: tuple[str, ...] = (),
+    negatives: tuple[str, ...] = (),
     embeddings: Path | None = None,
+    weights: str | None = None,
+    formats: str = "png",
+    side: int | None = None,
+    mode: Literal["exact", "reduced"] = "exact",
     device: Device = "auto",
 ) -> None:
-    """Render images of a run: training or held-out views, or the poses of a transforms.json.
+    """Render images or videos of a run: its views, poses of a file, or a path made here.
 
     Args:
         run: Run folder.
         out: Output folder (default: RUN/renders).
-        heads: Comma-separated: rgb, depth, opacity, normals, predicted_normals, feature, similarity.
-        cameras: A transforms.json whose frames (poses and intrinsics) to render, in world units.
-        view: Views as test:0 or train:3; default every held-out view.
-        formats: Comma-separated: png, exr, npz.
+        heads: Comma-separated: rgb, depth, opacity, normals, predicted_normals, pca, similarity, feature.
+        cameras: A transforms.json (poses in world units) or a camera_path.json of nerfstudio.
+        path: Go around what the cameras look at, in a small spiral, or from training view to training view.
+        view: Views as test:0 or train:3; default every held-out view. With --path, those it goes by.
+        frames: Frames of a path.
+        fps: Frames per second of a video (default: the file's, else 24).
+        loop: Come back to the first view of an interpolated path.
+        save_path: Also write the path as camera_path.json.
+        text: What the similarity head looks for; may be several.
+        negatives: What it is not.
+        embeddings: A .npz or .safetensors of one vector per name, or a .npy [K, D] of what to look for.
+        weights: Where the text encoder's weights lie now.
+        formats: Comma-separated: png, exr, npz, mp4.
+        side: Pixels of the longer side, at most.
         mode: exact, or reduced: several times faster; says how far its first image is from the exact one.
-        embeddings: A .npy file [K, D] of what similarity compares features with, as from a text encoder.
         device: Where to run.
     """
-    from raymarch.apps.rendering import render_run
+    from raymarch.apps.rendering import Route, render_run
 
-    words = heads.split(","), cameras, view, formats.split(","), device, mode, embeddings
-    for line in render_run(run, out, *words):
+    route = Route(cameras, path, view, frames, fps, loop, save_path)
+    for line in render_run(
+        run,
+        out,
+        heads.split(","),
+        route,
+        formats.split(","),
+        text,
+        negatives,
+        embeddings,
+        weights,
+        side,
+        mode,
+        device,
+    ):
         print(line)
+
+
+def query(
+    run: Positional[Path],
+    texts: Positional[tuple[str, ...]],
+    negatives: tuple[str, ...] = (),
+    embeddings: Path | None = None,
+    weights: str | None = None,
+    out: Path | None = None,
+    view: tuple[str, ...] = (),
+    poses: Path | None = None,
+    threshold: float | None = None,
+    score: Literal["paired", "f3rm", "cosine"] = "paired",
+    temperature: float = 0.1,
+    side: int = 512,
+    mode: Literal["exact", "reduced"] = "exact",
+    device: Device = "auto",
+) -> None:
+    """Find things by words: heat maps, masks, and where they are in space (world units).
+
+    Args:
+        run: Run folder.
+        texts: What to look for, one or more.
+        negatives: What it is not; what matches is more like the text than like any of these.
+        embeddings: A .npz or .safetensors of one vector per name (default: the run's own text encoder).
+        weights: Where the text encoder's weights lie now.
+        out: Output folder (default: RUN/query).
+        view: Views to look from, as train:0 or test:3 (default: twelve training views).
+        poses: Look from the frames of a transforms.json or camera_path.json instead.
+        threshold: Of the mask (default: 0.5 with negatives, else halfway from the median cosine to the best).
+        score: With negatives: paired (LERF's), f3rm, or cosine.
+        temperature: Of the softmax.
+        side: Pixels of the longer side of what is rendered, at most.
+        mode: exact, or reduced: several times faster and close.
+        device: Where to run.
+    """
+    from raymarch.apps.querying import query_run
+
+    for line in query_run(
+        run,
+        texts,
+        negatives,
+        embeddings,
+        weights,
+        out,
+        view,
+        poses,
+        threshold,
+        score,
+        temperature,
+        side,
+        mode,
+        device,
+    ):
+        print(line)
+
+
+def view(
+    run: Positional[Path],
+    port: int = 8080,
+    side: int | None = None,
+    follow: bool = True,
+    embeddings: Path | None = None,
+    weights: str | None = None,
+    device: Device = "auto",
+) -> None:
+    """Look around a run in a browser, on this machine alone; follows a run that is being trained.
+
+    Args:
+        run: Run folder.
+        port: Of the page, on 127.0.0.1; another is taken where this one is not free.
+        side: Pixels of the longer side of the finest picture (default: 1280 on a GPU, 256 without).
+        follow: Show newer checkpoints as they appear.
+        embeddings: A .npz or .safetensors of one vector per name, for texts.
+        weights: Where the text encoder's weights lie now.
+        device: Where to render.
+    """
+    from raymarch.apps.view import view_run
+
+    view_run(run, port, side, follow, embeddings, weights, device)
 
 
 def localize(
@@ -262,23 +396,44 @@ def localize(
 
 def export(
     run: Positional[Path],
+    what: Literal["poses", "points", "mesh"] = "poses",
     poses: Literal["transforms", "colmap", "tum"] | None = None,
     held_out: bool = False,
     out: Path | None = None,
+    points: int = 1_000_000,
+    resolution: int = 256,
+    views: int = 64,
+    side: int | None = None,
+    box: str | None = None,
+    mode: Literal["exact", "reduced"] = "exact",
     device: Device = "auto",
 ) -> None:
-    """Write what a run holds for other programs.
+    """Write what a run holds for other programs, in world units.
 
     Args:
         run: Run folder.
-        poses: Refined camera poses, world units: transforms (transforms.json), colmap (text files) or tum.
-        held_out: Also the held-out cameras, moved as the training cameras went together.
-        out: Output folder (default: RUN/export/FORMAT).
+        what: Camera poses, a point cloud (PLY: colour, normal, feature colour), or a mesh (PLY, OBJ, GLB).
+        poses: How poses are written: transforms (transforms.json), colmap (text files) or tum.
+        held_out: Also the poses of held-out cameras, moved as the training cameras went together.
+        out: Output folder of poses (default: RUN/export/FORMAT), or file (default: RUN/export/WHAT.ply).
+        points: At most so many points.
+        resolution: Voxels along the longest side of a mesh's box.
+        views: Training views that are rendered for points and meshes, at most.
+        side: Pixels of their longer side (default: 512 on a GPU, 192 without).
+        box: Of a mesh: x,y,z,x,y,z, low corner and high one, world units (default: where most is seen).
+        mode: exact, or reduced: several times faster and close.
         device: Where to run.
     """
-    from raymarch.apps.exporting import export_run
+    if what == "poses":
+        from raymarch.apps.exporting import export_run
 
-    for line in export_run(run, out, poses, held_out, device):
+        lines = export_run(run, out, poses, held_out, device)
+    else:
+        from raymarch.apps.exporting_geometry import Geometry, box_of, export_geometry
+
+        options = Geometry(points, resolution, views, side, box_of(box))
+        lines = export_geometry(run, what, out, options, mode, device)
+    for line in lines:
         print(line)
 
 
@@ -340,7 +495,7 @@ def doctor() -> None:
 COMMANDS = {
     f.__name__: f
     for f in (
-        *(demo, inspect, extract, train, resume, eval, render, report),
+        *(demo, inspect, extract, train, resume, eval, render, query, view, report),
         *(localize, poses, export, doctor),
     )
 }
@@ -374,6 +529,7 @@ def _mendable(error: Exception) -> bool:
     from raymarch.config import ConfigError
     from raymarch.data.scene import SceneError
     from raymarch.features.encoder import EncoderError
+    from raymarch.features.words import WordsError
     from raymarch.train.checkpoint import CheckpointError
     from raymarch.train.evaluate import OutOfMemory
     from raymarch.train.photos import LocalizeError
@@ -396,6 +552,7 @@ def _mendable(error: Exception) -> bool:
         OutOfMemory,
         UserStop,
         LocalizeError,
+        WordsError,
     )
     return isinstance(error, ours) or (isinstance(error, (FileNotFoundError, IndexError)) and _direct(error))
 

@@ -14,7 +14,9 @@ from raymarch.data.alignment import align
 from raymarch.data.scene import Scene
 from raymarch.data.synthetic import SyntheticScene, feature_maps, make_scene
 from raymarch.features.query import mask, similarity
+from raymarch.features.words import STORED, write_embeddings
 from raymarch.model import Model
+from raymarch.train import colours
 from raymarch.train.evaluate import render_image
 from raymarch.train.metrics import psnr, ssim
 from raymarch.train.optim import GroupConfig, OptimConfig
@@ -203,4 +205,7 @@ def run(out: Path, steps: int | None, device: str) -> Path:
             )
 
         result = train_demo(steps, device, out / "run", show)
+    names = dict(zip(result.truth.names, result.truth.feature_vectors, strict=True))
+    write_embeddings(out / "run" / STORED, names, {"from": "the demo's own names"})
+    (out / "run" / colours.FILE).unlink(missing_ok=True)  # of the demo's own earlier run
     return write_demo_page(result, out)

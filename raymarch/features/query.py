@@ -112,6 +112,28 @@ def score(features: Tensor, query: Query, mode: str = "paired", temperature: flo
     return torch.where(usable, wanted, 0)
 
 
+def against(
+    wanted: Tensor,
+    unwanted: Tensor | None,
+    mode: str = "paired",
+    temperature: float = 0.1,
+) -> Tensor:
+    """Scores [..., Q] from the cosines [..., Q] of Q queries and those [..., m] of m negatives, or of none.
+
+    The same rule as `similarity`, for those who have the cosines already: a feature without length has
+    cosine 0 with everything, and scores 0 here too.
+    """
+    if mode not in MODES:
+        raise ValueError(f"similarity: mode is one of {', '.join(MODES)}, got {mode!r}")
+    if temperature <= 0:
+        raise ValueError(f"similarity: temperature is positive, got {temperature}")
+    if unwanted is None or unwanted.shape[-1] == 0 or mode == "cosine":
+        return wanted
+    none = (unwanted == 0).all(-1, keepdim=True) & (wanted == 0)
+    scores = [_against(w / temperature, unwanted / temperature, mode) for w in wanted.unbind(-1)]
+    return torch.where(none, 0, torch.stack(scores, -1))
+
+
 def _against(wanted, unwanted, mode):
     """The softmax of one logit [...] against m others [..., m], written so that nothing overflows."""
     if mode == "paired":

@@ -48,6 +48,15 @@ def subset(cameras: Cameras, indices: tuple[int, ...], device: torch.device | No
     return Cameras(*(getattr(cameras, f)[at].to(device or "cpu") for f in CAMERA_FIELDS))
 
 
+def smaller(cameras: Cameras, side: int) -> Cameras:
+    """The same cameras with at most `side` pixels on the longer side of each; at least one on the other."""
+    size = cameras.size.double()
+    factor = (side / size.amax(1, keepdim=True)).clamp_max(1.0)
+    shrunk = (size * factor).round().clamp_min(1)
+    intrinsics = cameras.intrinsics * (shrunk / size).repeat(1, 2).to(cameras.intrinsics)
+    return replace(cameras, intrinsics=intrinsics, size=shrunk.long())
+
+
 CAMERA_FIELDS = ("camera_to_worlds", "intrinsics", "distortion", "lens", "size")
 
 
@@ -216,6 +225,20 @@ class OpenRun:
         self.train, self.test = tuple(scene["train"]), tuple(scene["test"])
         self.background: str = scene["background"]
         self.world_from_scene = Similarity.from_dict(scene["world_from_scene"])
+
+    def refresh(self) -> bool:
+        """Take over the newest checkpoint of the same run, in place; whether it is another than before."""
+        files = checkpoint.saved(self.path)
+        if not files or files[0] == checkpoint.path_at(self.path, self.step):
+            return False
+        tensors, meta = checkpoint.newest(self.path)
+        if meta["step"] == self.step:
+            return False
+        if from_dict(meta["config"]) != self.config or meta["cameras"] != self.meta["cameras"]:
+            raise checkpoint.CheckpointError(f"{self.path} is another run now: open it again")
+        load_model(self.model, tensors)
+        self.meta, self.step = meta, meta["step"]
+        return True
 
     def train_cameras(self, refined: bool = True) -> Cameras:
         """The training cameras, with their pose adjustments applied where `refined`."""

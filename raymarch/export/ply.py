@@ -1,0 +1,71 @@
+"""PLY files: points or a mesh, binary, little-endian, with any number of named columns per vertex."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+TYPES = {"f4": "float", "u1": "uchar", "i4": "int", "f8": "double", "u2": "ushort", "u4": "uint"}
+FACE = np.dtype([("count", "u1"), ("corners", "<i4", 3)])
+
+
+def write_ply(
+    path: Path, columns: Mapping[str, np.ndarray], faces: np.ndarray | None = None, comment: str = ""
+) -> Path:
+    """Write vertices, one array [P] per property name (x, y, z, nx, red, ...), and faces [F, 3] if given.
+
+    The file is at every moment absent, the old one or the whole new one. ValueError where columns differ in
+    length or hold a type that PLY lacks.
+    """
+    kinds = [(name, np.dtype(values.dtype).newbyteorder("<")) for name, values in columns.items()]
+    lengths = {len(values) for values in columns.values()}
+    if len(lengths) != 1 or any(kind.str[1:] not in TYPES for _, kind in kinds):
+        raise ValueError(
+            f"write_ply: columns of lengths {sorted(lengths)} and types {[k.str for _, k in kinds]}"
+        )
+    count = lengths.pop()
+    table = np.empty(count, dtype=kinds)
+    for name, values in columns.items():
+        table[name] = values
+    head = ["ply", "format binary_little_endian 1.0", *([f"comment {comment}"] if comment else [])]
+    head += [f"element vertex {count}", *(f"property {TYPES[k.str[1:]]} {name}" for name, k in kinds)]
+    if faces is not None:
+        head += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
+    body = "\n".join([*head, "end_header", ""]).encode() + table.tobytes()
+    if faces is not None:
+        rows = np.empty(len(faces), dtype=FACE)
+        rows["count"], rows["corners"] = 3, faces
+        body += rows.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".partial")
+    draft.write_bytes(body)
+    os.replace(draft, path)
+    return path
+
+
+def read_ply(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """What `write_ply` wrote: columns by name, and faces [F, 3] or None. ValueError for other layouts."""
+    body = path.read_bytes()
+    head, found, rest = body.partition(b"end_header\n")
+    lines = head.decode("ascii", "replace").splitlines()
+    if not found or lines[:2] != ["ply", "format binary_little_endian 1.0"]:
+        raise ValueError(f"{path} is not a binary little-endian PLY file")
+    named = {word: code for code, word in TYPES.items()}
+    fields: list[tuple[str, str]] = []
+    counts = {"vertex": 0, "face": -1}
+    for line in lines[2:]:
+        words = line.split()
+        if words[0] == "element":
+            counts[words[1]] = int(words[2])
+        elif words[0] == "property" and words[1] != "list":
+            fields.append((words[2], "<" + named[words[1]]))
+    kind = np.dtype(fields)
+    vertices = np.frombuffer(rest, kind, counts["vertex"])
+    columns = {name: vertices[name] for name, _ in fields}
+    if counts["face"] < 0:
+        return columns, None
+    rows = np.frombuffer(rest, FACE, counts["face"], vertices.nbytes)
+    return columns, rows["corners"]
