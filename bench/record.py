@@ -34,6 +34,7 @@ KEYS = (
     "steps",
     "frames",
     "quality",
+    "poses",
     "localisation",
     "memory",
 )

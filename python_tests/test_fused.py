@@ -12,10 +12,12 @@ from raymarch.data.synthetic import feature_maps, make_scene
 from raymarch.model import Model
 from raymarch.model.fused import FusedPipeline, unsupported
 from raymarch.ops.fused import LossRoom, advance, loss_room, sum_losses
+from raymarch.train.guard import _copy, _put
 from raymarch.train.runs import fitted, start
 
 NORMALS = "model.fields.radiance.predicted_normals=true"
 WIDE = ("model.fields.feature.width=32",)
+PRECONDITION = "model.poses.precondition=true"
 CASES = {
     "rgb only": (),
     "rgb and features": WIDE,
@@ -42,6 +44,13 @@ CASES = {
     "black": ("model.renderer.background=black",),
     "white": ("model.renderer.background=white",),
     "random": ("model.renderer.background=random",),
+    "poses without proposals": ("model.poses.through_proposals=false", *WIDE),
+    "poses without directions": ("model.poses.through_directions=false", *WIDE),
+    "poses without directions of colour": ("model.poses.through_directions=false", NORMALS),
+    "preconditioned poses": (PRECONDITION, *WIDE),
+    "preconditioned, frozen, SE3": (
+        PRECONDITION, "model.poses.mode=SE3", "model.poses.frozen=0,2", "model.poses.gauge=free",
+    ),
     "a box": ("model.rays.box=-1.0,-1.0,-1.0,1.0,1.0,1.0",),
     "a ball": ("model.fields.norm=l2",),
     "every edge jittered": ("model.sampler.jitter=each", "model.sampler.spacing=uniform",
@@ -69,7 +78,8 @@ def scene(alpha: bool = False):
 
 def config(*settings: str):
     found = preset("tiny")
-    found = override(found, "model.poses.mode=SO3xR3")
+    for setting in ("mode=SO3xR3", "through_proposals=true", "precondition=false"):
+        found = override(found, f"model.poses.{setting}")
     for setting in settings:
         if "=" in setting:
             found = override(found, setting)
@@ -96,6 +106,7 @@ def both(settings, rays: int, device: torch.device, alpha: bool = False, update:
     source = PixelSource(there, there.train, device)
     torch.manual_seed(0)
     model = Model(wanted.model, len(there.train)).to(device).train()
+    model.poses.precondition(source.cameras)
     with torch.no_grad():
         for grid in (p.grid for p in model.fields.proposals):
             grid.table.uniform_(-1, 1)  # empty space would leave most gradients at zero
@@ -209,6 +220,59 @@ def test_what_fused_stages_cannot_do_is_trained_composed():
         FusedPipeline(depth.model, depth.source.cameras)
     assert start(there, config("train.trainer.fused=false"), device="cpu")._fused is None
     assert start(there, config(), device="cpu")._fused is not None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("model.poses.outlier_factor=4.0",),
+        ("model.poses.coarse_resolution=16.0", "model.poses.coarse_until=100"),
+        ("model.poses.smooth_slope=true",),
+        ("model.renderer.feature_path=per_sample", *WIDE),
+    ],
+)
+def test_every_option_that_only_the_composed_pipeline_knows_falls_back_to_it(options):
+    there = scene()
+    trainer = start(there, fitted(config(*options), there), device="cpu")
+    assert trainer._fused is None
+    name = options[0].split("=")[0].rpartition(".")[2]
+    assert name in unsupported(trainer.model)
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_braked_poses_stay_where_they_are(fused):
+    there = scene()
+    steps = ("train.trainer.steps=20", "train.trainer.rays=128", "train.optim.poses.warmup=0")
+    options = (*steps, f"train.trainer.fused={fused}", "train.trainer.guard_at=15")
+    trainer = start(there, config(*options), device="cpu")
+    assert (trainer._fused is not None) == (fused == "true")
+    for _ in trainer.iterate(5):
+        pass
+    before = trainer.model.poses.adjustment.detach().clone()
+    assert float(before.abs().max()) > 0
+    trainer.brake.zero_()
+    for _ in trainer.iterate(10):
+        pass
+    assert torch.equal(trainer.model.poses.adjustment, before)
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_a_trainer_put_back_takes_the_same_steps_again(fused):
+    """Schedules are looked up a step ahead in fused stages; putting a state back must look them up again."""
+    there = scene()
+    options = ("train.trainer.steps=40", "train.trainer.rays=128", f"train.trainer.fused={fused}")
+    trainer = start(there, config(*options), device="cpu")
+    for _ in trainer.iterate(10):
+        pass
+    kept = _copy(trainer)
+    for _ in trainer.iterate(30):
+        pass
+    first = _copy(trainer)
+    _put(trainer, kept, 10)
+    for _ in trainer.iterate(30):
+        pass
+    for name, value in _copy(trainer).items():
+        assert torch.equal(value, first[name]), name
 
 
 def test_training_fused_is_training_composed(device):

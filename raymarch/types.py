@@ -47,6 +47,15 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """How positions get their gradient from hash grids while poses are refined."""
+
+    detail: Tensor  # [1] log2 of the finest resolution that counts fully, on the device
+    smooth: bool = False  # slopes of smoothstep interpolation, though the lookup is linear
+    blurs_map: bool = False  # finer levels are hidden from the lookup too, not from the gradient alone
+
+
+@dataclass(frozen=True)
 class Rays:
     origins: Tensor  # [R, 3]
     directions: Tensor  # [R, 3] unit
@@ -56,6 +65,7 @@ class Rays:
     far: Tensor  # [R]
     camera: Tensor  # [R] int64
     converged: Tensor | None = None  # [R] bool, false where the lens could not be undone
+    sight: Sight | None = None  # None: the plain gradient
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,7 @@ def _train(trainer, look_every: int, tensorboard: bool) -> None:
     from rich.progress import Progress as Bar
 
     from raymarch.apps.watching import Watcher
+    from raymarch.train.guard import suspicions
     from raymarch.train.trainer import Progress
 
     _say(trainer.source.summary())
@@ -194,6 +195,7 @@ def _train(trainer, look_every: int, tensorboard: bool) -> None:
         ) from None
     finally:
         watcher.close()
+    _say(*trainer.notes, *suspicions(trainer))
 
 
 class UserStop(RuntimeError):

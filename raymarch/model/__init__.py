@@ -13,8 +13,9 @@ from raymarch.model.rays import RaysConfig, generate
 from raymarch.model.reduced import ReducedConfig
 from raymarch.model.renderer import Renderer, RendererConfig
 from raymarch.model.sampler import Sampler, SamplerConfig
+from raymarch.model.trust import Trust
 from raymarch.ops.losses import scale_gradients
-from raymarch.types import Cameras, Field, Pixels, Rendering, Samples
+from raymarch.types import Cameras, Field, Pixels, Rendering, Samples, Sight
 
 # What a rendering may hold besides rgb. `depth` stands for median and expected depth.
 HEADS = ("rgb", "depth", "opacity", "normals", "predicted_normals", "feature")
@@ -47,7 +48,9 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.poses = Poses(config.poses, cameras)
-        self.sampler = Sampler(config.sampler)
+        factor = config.poses.outlier_factor
+        self.trust = Trust(cameras, factor) if factor and config.poses.mode != "off" else None
+        self.sampler = Sampler(config.sampler, config.poses.through_proposals)
         self.fields = Fields(config.fields, cameras)
         self.renderer = Renderer(config.renderer)
 
@@ -68,13 +71,15 @@ class Model(nn.Module):
         train: bool = False,
         counter: Tensor | None = None,
         anneal: Tensor | None = None,
+        detail: Tensor | None = None,
         update_proposals: bool = True,
         heads: frozenset[str] | None = None,
     ) -> Rendering:
         """Render pixels of cameras.
 
         `train` refines poses, jitters samples and uses each camera's appearance; `counter` [2] int64 =
-        (seed, step) feeds the jitter and `anneal` [1] sharpens proposal weights, both on the device.
+        (seed, step) feeds the jitter, `anneal` [1] sharpens proposal weights, and `detail` [1] is the log2 of
+        the finest grid resolution that leads poses, all on the device.
         """
         heads = self.heads() if heads is None else heads
         rays = generate(
@@ -85,10 +90,13 @@ class Model(nn.Module):
             train,
             compose=self.config.poses.compose,
         )
+        if detail is not None and self.config.poses.mode != "off":
+            poses = self.config.poses
+            rays = replace(rays, sight=Sight(detail, poses.smooth_slope, poses.blur_map))
         samples, proposals = self.sampler(
             rays, list(self.fields.proposals), counter, anneal, train, update_proposals
         )
-        field = self.fields(rays, samples, heads, train)
+        field = self.fields(rays, samples, heads, train, self.config.poses.through_directions)
         if train and self.config.losses.gradient_scaling:
             field = calmed(field, samples)
         detach = self.config.fields.feature.detach_weights
@@ -106,6 +114,7 @@ class Model(nn.Module):
             counter=counter,
             background=self.config.renderer.background,
             feature_heads=None if self.fields.feature is None else self.fields.feature.heads,
+            trust=self.trust,
         )
 
     def groups(self) -> dict[str, list[nn.Parameter]]:

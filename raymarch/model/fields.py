@@ -152,7 +152,7 @@ class ProposalField(nn.Module):
     def forward(self, rays: Rays, samples: Samples) -> Tensor:
         """Density at the intervals' midpoints, [R, S]."""
         y = unit_positions(rays, samples, self.norm)
-        sigma = density(self.mlp(self.grid(y)), y, self.config.average_init_density)
+        sigma = density(self.mlp(self.grid(y, rays.sight)), y, self.config.average_init_density)
         return sigma.view(samples.t.shape[0], -1)
 
 
@@ -220,13 +220,16 @@ class RadianceField(nn.Module):
         x = positions(rays.origins, rays.directions, samples.t).view(-1, 3)
         return self.predicted_at(x, h).view(*samples.t.shape[:1], -1, 3)
 
-    def forward(self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool) -> Field:
+    def forward(
+        self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool, turns: bool = True
+    ) -> Field:
         y = unit_positions(rays, samples, self.norm)
-        encoded = self.grid(y)
+        encoded = self.grid(y, rays.sight)
         h = self.mlp(encoded)
         rgb = None
         if "rgb" in heads:
-            sigma, rgb = self.density_and_colours(h, y, rays, train)
+            facing = rays if turns else replace(rays, directions=rays.directions.detach())
+            sigma, rgb = self.density_and_colours(h, y, facing, train)
         else:
             sigma = self.density(h, y)
         count, per_ray = samples.t.shape[0], samples.t.shape[1] - 1
@@ -300,8 +303,11 @@ class Fields(nn.Module):
         self.radiance = RadianceField(config.radiance, cameras, config.norm)
         self.feature = FeatureField(config.feature, config.norm) if config.feature.width else None
 
-    def forward(self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool) -> Field:
-        found = self.radiance(rays, samples, heads, train)
+    def forward(
+        self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool, turns: bool = True
+    ) -> Field:
+        """`turns`: colour's dependence on the viewing direction has a gradient to the rays."""
+        found = self.radiance(rays, samples, heads, train, turns)
         if self.feature is None or heads.isdisjoint({"feature", "feature_hidden"}):
             return found
         layer = self.feature.layer if "feature" in heads else None

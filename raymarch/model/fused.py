@@ -57,6 +57,11 @@ def unsupported(model: Model) -> str | None:
         return "the depth loss is composed only (model.losses.depth)"
     if model.fields.feature is not None and len(model.fields.feature.heads) > 1:
         return "the losses of several feature heads are composed only (model.fields.feature.heads)"
+    poses = config.poses
+    if model.trust is not None:
+        return "cameras are distrusted by the composed losses only (model.poses.outlier_factor)"
+    if poses.mode != "off" and (poses.coarse_resolution > 0 or poses.smooth_slope):
+        return "coarse and smooth slopes are composed only (model.poses.coarse_resolution, smooth_slope)"
     if config.renderer.feature_path != "deferred":
         return "features are composited hidden only (model.renderer.feature_path)"
     return None
@@ -168,7 +173,7 @@ class FusedPipeline:
         """Poses, rays and every level of samples of pixels [R]."""
         config = self.config
         adjustment = penalty = None
-        xi = self.model.poses.adjustment
+        xi = self._six_numbers()
         if xi is not None:
             adjustment, penalty = refine(xi, **self._refinement())
         cameras, sampler, stretch = self.cameras, config.sampler, config.rays
@@ -196,6 +201,13 @@ class FusedPipeline:
             levels.append(Level(level.s, level.t, level.y, encoded, h, w))
             level = Level(s, t, y_new)
         return RaySamples(rayed.origins, rayed.directions, (*levels, level), adjustment, penalty, distortion)
+
+    def _six_numbers(self) -> Tensor | None:
+        """Translations and rotation vectors [C, 6], out of preconditioned coordinates where they are."""
+        numbers, whitening = self.model.poses.adjustment, self.model.poses.whitening
+        if numbers is None or whitening is None:
+            return numbers
+        return (whitening * numbers[:, None, :]).sum(-1)
 
     def _refinement(self) -> dict:
         poses, config = self.model.poses, self.config.poses
@@ -225,7 +237,7 @@ class FusedPipeline:
                 level.encoded, level.h, grad_h
             )
             proposal.grid.add_gradient(y, grad_encoded, self._sum_for(proposal.grid.table, found))
-            if rays.adjustment is not None:
+            if rays.adjustment is not None and self.config.poses.through_proposals:
                 t.append(level.t)
                 grads_y.append(proposal.grid.slope(y, grad_encoded).view(level.y.shape))
             level.encoded = level.h = None
@@ -243,8 +255,8 @@ class FusedPipeline:
         found: Gradients,
     ) -> None:
         """Gradients of poses from those of unit positions, grads_y at edges t, and of rays, more_* [R, 3]."""
-        xi = self.model.poses.adjustment
-        if xi is None or rays.adjustment is None:
+        numbers, xi = self.model.poses.adjustment, self._six_numbers()
+        if numbers is None or xi is None or rays.adjustment is None:
             return
         norm = norm_code(self.config.fields.norm, "rays_to_samples")
         to_rays = ray_gradients(
@@ -258,10 +270,12 @@ class FusedPipeline:
             False, True, same,
         )  # fmt: skip
         how = self._refinement()
-        found.of[xi] = refine_backward(
+        grad_xi = refine_backward(
             xi, how["free"], how["centred"], MODES[how["mode"]], how["small_angle"] == "nerfstudio",
             how["translation"], how["rotation"], grad_pose, grad_penalty,
         )  # fmt: skip
+        whitening = self.model.poses.whitening
+        found.of[numbers] = grad_xi if whitening is None else (whitening * grad_xi[:, :, None]).sum(1)
 
     # ---- samples_to_field ----
 
@@ -362,7 +376,8 @@ class FusedPipeline:
             more_y = self._feature_backward(y, at, grad_hidden, refines, found)
             if grad_y is not None and more_y is not None:
                 grad_y += more_y
-        return grad_y, to_origins, to_directions
+        turns = self.config.poses.through_directions
+        return grad_y, to_origins, to_directions if turns else more_directions
 
     def _feature_backward(
         self, y: Tensor, at: SampledField, grad_hidden: Tensor, refines: bool, found: Gradients

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raymarch.model.trust import Trust
 from raymarch.ops.losses import (
     depth_ds_nerf,
     depth_urf,
@@ -51,6 +52,7 @@ def losses(
     counter: Tensor | None = None,
     background: str = "last_sample",
     feature_heads: dict[str, slice] | None = None,
+    trust: Trust | None = None,
 ) -> dict[str, Tensor]:
     """Named losses, each a scalar already weighted; training minimises their sum.
 
@@ -64,6 +66,8 @@ def losses(
     `feature_heads` says which channels belong to which head; where there are several, each has a loss of its
     own, `feature_` and its name, with the same weight: the mean square over the channels of that head.
 
+    With `trust`, a ray's colour error counts as its camera is trusted, and the errors are remembered.
+
     interlevel holds the final weights constant, orientation and predicted_normals all weights; distortion,
     feature and depth move them. ValueError for unknown words and where there is no truth.
     """
@@ -72,7 +76,12 @@ def losses(
             f"losses: depth_kind is {config.depth_kind!r}, expected one of {', '.join(DEPTH_KINDS)}"
         )
     pred, truth = blended(rendering, pixels, background, counter)
-    found = {"rgb": config.rgb * F.mse_loss(pred, truth)}
+    if trust is None:
+        found = {"rgb": config.rgb * F.mse_loss(pred, truth)}
+    else:
+        squared = (pred - truth).square().mean(-1)
+        found = {"rgb": config.rgb * (trust.weights()[pixels.camera] * squared).mean()}
+        trust.observe(pixels.camera, squared.detach())
     weights, samples, field = rendering.weights, rendering.samples, rendering.field
     if weights is not None and samples is not None:
         if rendering.proposals:

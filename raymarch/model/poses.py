@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from raymarch.model.preconditioner import preconditioner
 from raymarch.ops.pose import MODES, SMALL_ANGLES, pose
 from raymarch.ops.rays import COMPOSES
+from raymarch.types import Cameras
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,32 @@ class PosesConfig:
         "free"  # mean: the cameras' common motion, which no picture can see, is taken out (world only)
     )
     small_angle: str = "exact"  # or nerfstudio: its clamp at 0.01 rad, SO3xR3 only
+    # Coarse to fine: the finest hash grid resolution that leads poses grows from `coarse_resolution` (0: all
+    # lead from the start) at step `coarse_hold` to everything at step `coarse_until`.
+    coarse_resolution: float = 0.0
+    coarse_hold: int = 0
+    coarse_until: int = 0
+    finest_resolution: float = 2048.0  # where the growth ends
+    blur_map: bool = False  # finer levels are hidden from the map as well (BARF), not from poses alone
+    smooth_slope: bool = False  # poses follow smoothstep slopes of the map, which stays linear
+    precondition: bool = False  # refine in coordinates that all move the picture equally (CamP)
+    precondition_damping: float = 0.1  # of the coupling between a camera's six numbers
+    precondition_spread: float = 3.0  # points lie between this part and this multiple of the focus's distance
+    outlier_factor: float = 0.0  # cameras whose colour error is so many times the median lose weight; 0: off
+    through_proposals: bool = True  # the interlevel loss moves poses, too
+    through_directions: bool = True  # so does what colour makes of the viewing direction
+
+
+FINEST = 32.0  # log2 of a resolution beyond every grid
+
+
+def detail_at(step: int, config: PosesConfig) -> float:
+    """log2 of the finest grid resolution that leads poses at a step; grows by equal parts of octaves."""
+    if config.coarse_resolution <= 0 or step >= config.coarse_until:
+        return FINEST
+    start, end = math.log2(config.coarse_resolution), math.log2(config.finest_resolution) + 1
+    part = (step - config.coarse_hold) / max(config.coarse_until - config.coarse_hold, 1)
+    return start + (end - start) * min(max(part, 0.0), 1.0)
 
 
 def compose(camera_to_worlds: Tensor, adjustment: Tensor, how: str) -> Tensor:
@@ -64,13 +92,35 @@ class Poses(nn.Module):
         self.adjustment = nn.Parameter(torch.zeros(cameras, 6)) if refines else None
         mask = torch.tensor(moving).reshape(cameras, 1) if refines and not all(moving) else None
         self.register_buffer("free", mask, persistent=False)
+        self.whitening: Tensor | None
+        start = torch.eye(6).expand(cameras, 6, 6).clone() if refines and config.precondition else None
+        self.register_buffer("whitening", start)
 
     def _xi(self) -> Tensor | None:
         if self.adjustment is None:
             return None
+        xi: Tensor = self.adjustment
+        if self.whitening is not None:  # sums and not a matrix product, which autocast and TF32 may round
+            xi = (self.whitening * xi[:, None, :]).sum(-1)
         if self.free is not None:  # frozen cameras hold the others in place
-            return torch.where(self.free, self.adjustment, 0.0)
-        return self.adjustment - self.adjustment.mean(0) if self.config.gauge == "mean" else self.adjustment
+            return torch.where(self.free, xi, 0.0)
+        return xi - xi.mean(0) if self.config.gauge == "mean" else xi
+
+    def six_numbers(self) -> Tensor | None:
+        """Translation and rotation vector of every camera [C, 6], frozen ones zero. None if the mode is off.
+
+        `adjustment` itself, unless its coordinates are preconditioned.
+        """
+        return self._xi()
+
+    def precondition(self, cameras: Cameras) -> None:
+        """Measure how each camera's six numbers are coupled, if the config asks for it. Before training."""
+        if self.whitening is not None:
+            config = self.config
+            found = preconditioner(
+                cameras, config.compose, config.precondition_damping, config.precondition_spread
+            )
+            self.whitening.copy_(found)
 
     def forward(self, cameras: Tensor | None = None) -> Tensor | None:
         """Adjustments [C, 3, 4], or those of the cameras asked for, by id. None where the mode is off."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -59,11 +59,11 @@ def updates_at(steps: int, config: SamplerConfig) -> list[bool]:
 class Sampler(nn.Module):
     """Proposal sampling (mip-NeRF 360; nerfstudio's ProposalNetworkSampler)."""
 
-    def __init__(self, config: SamplerConfig):
+    def __init__(self, config: SamplerConfig, moves_rays: bool = True):
         super().__init__()
         if not config.samples or min(config.samples) < 1:
             raise ValueError(f"model.sampler.samples: expected counts of at least 1, got {config.samples}")
-        self.config = config
+        self.config, self.moves_rays = config, moves_rays
 
     def forward(
         self,
@@ -92,9 +92,12 @@ class Sampler(nn.Module):
             *sample_spaced(near, far, config.samples[0], config.spacing, jitter, counter, stream=1)
         )
         proposals = []
+        seen = rays
+        if not self.moves_rays:
+            seen = replace(rays, origins=rays.origins.detach(), directions=rays.directions.detach())
         for level, density in enumerate(density_fns):
             with nullcontext() if update else torch.no_grad():
-                w = weights(density(rays, samples), samples.t.diff())
+                w = weights(density(seen, samples), samples.t.diff())
             proposals.append(Proposal(samples, w))
             samples = Samples(
                 *sample_pdf(

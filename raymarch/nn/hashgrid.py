@@ -15,8 +15,10 @@ from raymarch.ops.hashgrid import (
     hashgrid_input_gradient,
     hashgrid_slope,
     table_layout,
+    with_slope,
 )
 from raymarch.ops.inputs import encode, encode_forward
+from raymarch.types import Sight
 
 STORAGES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INITIAL = {"tcnn": 1e-4, "nerfstudio": 1e-3}  # entries start uniform in plus or minus this
@@ -57,7 +59,11 @@ class HashGrid(nn.Module):
         self.settings = (levels, base_resolution, max_resolution, log2_size)
         self.interpolation, self.layout, self.storage = interpolation, layout, storage
         self.outputs = levels * features
-        last = table_layout(*self.settings, layout)[-1]
+        self.fineness: Tensor
+        rows = table_layout(*self.settings, layout)
+        last = rows[-1]
+        fineness = torch.tensor([row.resolution for row in rows]).float().log2()
+        self.register_buffer("fineness", fineness.repeat_interleave(features), persistent=False)
         table = torch.empty(last.offset + last.entries, features)
         random = torch.Generator().manual_seed(seed)
         self.table = nn.Parameter(table.uniform_(-INITIAL[layout], INITIAL[layout], generator=random))
@@ -87,7 +93,7 @@ class HashGrid(nn.Module):
         """Make the copy, if lookups read one, and bring it up to date, if the table has changed."""
         auto = torch.float16 if self.table.is_cuda else torch.float32
         dtype = STORAGES.get(self.storage, auto)
-        if dtype == self.table.dtype:
+        if self.table.dtype in (dtype, torch.float64):  # double is for checks, which no copy should round
             return
         if self.stored is None:
             self.stored, self._stored_version = torch.empty_like(self.table, dtype=dtype), None
@@ -103,10 +109,31 @@ class HashGrid(nn.Module):
         self.refresh()
         return self.stored
 
-    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """x: [P, 3] in [0, 1]. Returns [P, outputs] in dtype (that of x), level-major."""
-        settings = (*self.settings, self.interpolation, self._looked_up(), self.layout)
-        return hashgrid(x, self.table, *settings, dtype)
+    def forward(self, x: Tensor, sight: Sight | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """x: [P, 3] in [0, 1]. Returns [P, outputs] in dtype (that of x), level-major.
+
+        `sight` says how x gets its gradient, in the dtype of x; None: as it is.
+        """
+        stored = self._looked_up()
+        settings = (*self.settings, self.interpolation, stored, self.layout)
+        if sight is None or not x.requires_grad:
+            y = hashgrid(x, self.table, *settings, dtype)
+            return y if sight is None or not sight.blurs_map else y * self.window(sight.detail)
+        y = hashgrid(x.detach(), self.table, *settings)
+        window, table = self.window(sight.detail), self.table if stored is None else stored
+        smooth = "smoothstep" if sight.smooth else self.interpolation
+        y = with_slope(
+            y, x, table, torch.ones_like(window) if sight.blurs_map else window,
+            *self.settings, smooth, self.layout
+        )  # fmt: skip
+        return y * window if sight.blurs_map else y
+
+    def window(self, detail: Tensor) -> Tensor:
+        """How much each column [outputs] counts where levels up to resolution 2**detail [1] do.
+
+        The raised cosine of BARF (Lin et al. 2021, eq. 14) over one octave above that resolution.
+        """
+        return 0.5 - 0.5 * torch.cos(torch.pi * (detail - self.fineness + 1).clamp(0, 1))
 
     def beside(self, fourier: Fourier, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """cat([self(x), fourier(x)], -1), written in one go: [P, outputs + fourier.outputs]."""

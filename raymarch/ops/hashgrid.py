@@ -219,6 +219,49 @@ def hashgrid(
     return _hashgrid(x, table, stored, *settings, dtype)
 
 
+def _slope_backward(inputs, saved, grads, needs):
+    _, x, table, window, *settings = inputs
+    (grad_y,) = grads
+    grad_x = hashgrid_slope(x, table, *settings, grad_y * window) if needs[1] else None
+    return grad_y, grad_x, *(None for _ in inputs[2:])
+
+
+def _passed_on(y, x, table, window, *settings):
+    return y.view_as(y)
+
+
+_with_slope = differentiable(_passed_on, _slope_backward)
+
+
+def with_slope(
+    y: Tensor,
+    x: Tensor,
+    table: Tensor,
+    window: Tensor,
+    levels: int,
+    base_resolution: int,
+    max_resolution: int,
+    log2_size: int,
+    interpolation: str = "linear",
+    layout: str = "tcnn",
+) -> Tensor:
+    """y, through which x gets a gradient of its own choice.
+
+    y: [P, levels * F], what `hashgrid` found at x.detach(). The gradient of x [P, 3] is that of a lookup by
+    `interpolation` in the `table` looked up, every column weighted by window [levels * F]: coarse levels may
+    lead, and the slope may be smooth where the lookup is linear. y's own gradient passes unchanged.
+    ValueError as `hashgrid`, and for a window of another length.
+    """
+    shape = (levels, base_resolution, max_resolution, log2_size)
+    settings = hashgrid_settings(x, table.detach(), None, shape, interpolation, layout)
+    if window.shape != (outputs := levels * table.shape[1],) or y.shape[-1] != outputs:
+        raise ValueError(
+            f"with_slope: window has shape {list(window.shape)} and y {list(y.shape)}, expected [{outputs}] "
+            f"and [points, {outputs}]: levels * features"
+        )
+    return _with_slope(y, x, table.detach(), window, *settings)
+
+
 def hashgrid_input_gradient(
     x: Tensor,
     table: Tensor,

@@ -16,14 +16,16 @@ from raymarch.ops.adam import AdamItem, adam_many
 
 @dataclass(frozen=True)
 class GroupConfig:
-    """One group's learning rate: warm-up, then exponential decay from `lr` to `lr_final`, then constant."""
+    """One group's learning rate: nothing, warm-up, exponential decay from `lr` to `lr_final`, constant."""
 
     lr: float = 1e-2
     lr_final: float = 1e-4
     decay_steps: int = 200_000  # steps from `lr` to `lr_final`
-    warmup: int = 0  # steps of sinusoidal warm-up from nearly nothing
+    delay: int = 0  # steps in which the group does not move at all
+    warmup: int = 0  # steps of sinusoidal warm-up from nearly nothing, after the delay
     eps: float = 1e-15
     weight_decay: float = 0.0  # coupled L2, as torch.optim.Adam
+    betas: tuple[float, float] | None = None  # this group's own; None: those of OptimConfig
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,16 @@ class OptimConfig:
 def learning_rate(config: GroupConfig, steps: Tensor) -> Tensor:
     """Learning rate at every step of `steps` (float64), as nerfstudio's ExponentialDecay (spec 14)."""
     steps = steps.double()
-    p = ((steps - config.warmup) / max(config.decay_steps - config.warmup, 1)).clamp(0, 1)
+    warm = config.delay + config.warmup
+    p = ((steps - warm) / max(config.decay_steps - warm, 1)).clamp(0, 1)
     decayed = torch.exp((1 - p) * torch.tensor(config.lr).log() + p * torch.tensor(config.lr_final).log())
+    decayed = torch.where(steps < config.delay, 0.0, decayed)
     if not config.warmup:
         return decayed
     start = 1e-8
-    ramp = start + (config.lr - start) * torch.sin(torch.pi / 2 * (steps / config.warmup).clamp(0, 1))
-    return torch.where(steps < config.warmup, ramp, decayed)
+    part = ((steps - config.delay) / config.warmup).clamp(0, 1)
+    ramp = start + (config.lr - start) * torch.sin(torch.pi / 2 * part)
+    return torch.where((steps >= config.delay) & (steps < warm), ramp, decayed)
 
 
 def runs(flags: list[bool]) -> list[tuple[int, int]]:
@@ -114,7 +119,8 @@ class Adam:
 
         The gradients of `clear` are set to zero.
         """
-        items, kept = [], []
+        kept = []
+        by_betas: dict[tuple[float, float], list[AdamItem]] = {}
         for name, params in self.groups.items():
             group: GroupConfig = getattr(self.config, name)
             for p, m, v in zip(params, self.first[name], self.second[name], strict=True):
@@ -126,13 +132,14 @@ class Adam:
                 if grid is not None and grid.kept and grid.current:  # a step need not write every entry
                     stored = grid.stored
                     kept.append(grid)
-                items.append(
+                by_betas.setdefault(group.betas or self.config.betas, []).append(
                     AdamItem(
                         p, gradient.contiguous(), m, v, rates[name], self.steps[name],
                         group.eps, group.weight_decay, stored, p in clear,
                     )
                 )  # fmt: skip
-        adam_many(items, healthy, self.config.betas)
+        for betas, items in by_betas.items():
+            adam_many(items, healthy, betas)
         for grid in kept:
             grid.mark_current()
 

@@ -53,7 +53,8 @@ def refined_poses(run: OpenRun) -> RefinedPoses:
     to_world = run.world_from_scene
     given, refined = (to_world.apply_poses(x.double()) for x in (given_scene, refined_scene))
     count = len(given)
-    xi = None if poses.adjustment is None else poses.adjustment.detach().cpu()
+    six = poses.six_numbers()
+    xi = None if six is None else six.cpu()
     free = [True] * count if poses.free is None else poses.free.flatten().tolist()
     back = align(refined, given)
     spread = float((given[..., 3] - given[..., 3].mean(0)).norm(dim=-1).max())

@@ -18,6 +18,8 @@ from raymarch.data.similarity import Similarity
 from raymarch.data.window import pixel_source
 from raymarch.model import Model
 from raymarch.train import checkpoint
+from raymarch.train.guard import guard
+from raymarch.train.refinable import check_refinable
 from raymarch.train.trainer import Trainer, load_model
 from raymarch.types import Cameras
 
@@ -125,15 +127,37 @@ def start(
     torch.manual_seed(config.train.trainer.seed)
     model = Model(config.model, len(scene.train)).to(where)
     pixels = photos_of(scene, config, where)
+    check_refinable(model, pixels.cameras, scene)
+    model.poses.precondition(pixels.cameras)
     meta, tensors = record(scene, source)
-    return Trainer(model, pixels, config, run, meta, tensors)
+    return guarded(Trainer(model, pixels, config, run, meta, tensors), scene)
 
 
-def photos_of(scene: Scene, config: Config, device: torch.device) -> Source:
-    """The training photos on the device, or a moving window of them where they do not fit."""
+def guarded(trainer: Trainer, scene: Scene) -> Trainer:
+    """The trainer, which will compare refined poses with poses as given where its config asks for it."""
+    config = trainer.config
+    if not config.guard_at or trainer.model.poses.adjustment is None:
+        return trainer
+    if not scene.test:
+        raise ConfigError(
+            "train.trainer.guard_at compares poses on held-out photos, but the scene has none: hold some out "
+            "(--split every8), or set it to 0"
+        )
+    held_out = photos_of(
+        replace(scene, features=None, depths=None), trainer.full_config, trainer.device, scene.test
+    )
+    trainer.judge = lambda: guard(trainer, held_out, min(config.guard_steps, config.steps - trainer.step))
+    return trainer
+
+
+def photos_of(
+    scene: Scene, config: Config, device: torch.device, indices: tuple[int, ...] | None = None
+) -> Source:
+    """Photos (default: for training) on the device, or a moving window of them where they do not fit."""
     trainer = config.train.trainer
     most = int(trainer.photos_gb * 1e9) or None
-    return pixel_source(scene, scene.train, device, most, trainer.seed, trainer.photos_every)
+    chosen = scene.train if indices is None else indices
+    return pixel_source(scene, chosen, device, most, trainer.seed, trainer.photos_every)
 
 
 def resume(run: Path, device: str = "auto", scene: Scene | None = None, steps: int | None = None) -> Trainer:
@@ -151,7 +175,7 @@ def resume(run: Path, device: str = "auto", scene: Scene | None = None, steps: i
     scene_tensors = {k.removeprefix("scene."): v for k, v in tensors.items() if k.startswith("scene.")}
     trainer = Trainer(model, photos_of(scene, config, where), config, run, meta["scene"], scene_tensors)
     trainer.restore(tensors, meta)
-    return trainer
+    return guarded(trainer, scene)
 
 
 def _check_features(config: Config, scene: Scene, run: Path) -> None:

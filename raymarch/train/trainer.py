@@ -22,6 +22,7 @@ from torch import Tensor
 from raymarch.data.pixels import Source
 from raymarch.model import Model
 from raymarch.model.fused import FusedPipeline, unsupported
+from raymarch.model.poses import detail_at
 from raymarch.model.sampler import anneal_at, updates_at
 from raymarch.nn import HashGrid
 from raymarch.ops import find_non_finite
@@ -42,6 +43,9 @@ class TrainerConfig:
     fused: bool = True  # train in fused stages where they can do all that the config asks for
     photos_gb: float = 0.0  # most device memory for photos and feature maps; 0: most of what is free
     photos_every: int = 4  # steps between replacements, where not all of them fit
+    # Step at which pose refinement must show that held-out pixels gain by it (train/guard.py); 0: never.
+    guard_at: int = 0
+    guard_steps: int = 500  # trained with poses refined and again with poses as given, then compared
 
 
 @contextmanager
@@ -94,6 +98,9 @@ class Trainer:
         self.optim = Adam(model.groups(), config.train.optim, grids)
         self.counter = torch.tensor([self.config.seed, 0], dtype=torch.int64, device=self.device)
         self.healthy = torch.ones(1, dtype=torch.bool, device=self.device)
+        self.brake = torch.ones(1, device=self.device)  # on the learning rate of poses; train/guard.py
+        self.judge: Callable[[], object] | None = None  # called at `guard_at`; what it returns becomes a note
+        self.notes: list[str] = []  # what a user should know after training
         self.names: list[str] = []
         self.seconds = 0.0
         self.step = 0
@@ -105,13 +112,18 @@ class Trainer:
             self._fused = FusedPipeline(model, source.cameras)
 
     def _make_schedules(self) -> None:
-        """One row per step: the annealing exponent, then each group's learning rate."""
+        """One row per step: annealing exponent, detail that leads poses, each group's learning rate."""
         steps = torch.arange(self.config.steps + 1)
         sampler = self.full_config.model.sampler
-        columns = [torch.as_tensor([anneal_at(int(s), sampler) for s in steps]).double()]
+        poses = self.full_config.model.poses
+        columns = [
+            torch.as_tensor([anneal_at(int(s), sampler) for s in steps]).double(),
+            torch.as_tensor([detail_at(int(s), poses) for s in steps]).double(),
+        ]
         columns += [learning_rate(getattr(self.full_config.train.optim, g), steps) for g in self.optim.groups]
         self._schedules = torch.stack(columns, 1).float().to(self.device)
         self._row = self._schedules[0].clone()  # that of the next step
+        self._leads_coarsely = poses.coarse_resolution > 0 or poses.smooth_slope
         self._updates = updates_at(self.config.steps, sampler)
         groups = list(self.optim.groups)
         flags = {True: [True for _ in groups], False: [name != "proposals" for name in groups]}
@@ -124,10 +136,17 @@ class Trainer:
         else:
             self._composed_step(update_proposals)
 
+    def _rates(self, row: Tensor) -> dict[str, Tensor]:
+        """Each group's learning rate [1]; that of poses is braked where something may have braked it."""
+        rates = {name: row[i + 2 : i + 3] for i, name in enumerate(self.optim.groups)}
+        if "poses" in rates and self.config.guard_at:
+            rates["poses"] = rates["poses"] * self.brake
+        return rates
+
     @torch.no_grad()
     def _fused_step(self, pipeline: FusedPipeline, update_proposals: bool) -> None:
         row = self._row
-        rates = {name: row[i + 1 : i + 2] for i, name in enumerate(self.optim.groups)}
+        rates = self._rates(row)
         pixels = self.source.draw(self.counter, self.config.rays)
         seen, weighing, penalty, found = pipeline.rays_to_pixels(
             pixels, self.counter, row[:1], update_proposals
@@ -144,8 +163,8 @@ class Trainer:
 
     def _composed_step(self, update_proposals: bool) -> None:
         row = self._schedules.index_select(0, self.counter[1:].clamp_max(self.config.steps))[0]
-        anneal = row[:1]
-        rates = {name: row[i + 1 : i + 2] for i, name in enumerate(self.optim.groups)}
+        anneal, detail = row[:1], row[1:2]
+        rates = self._rates(row)
         pixels = self.source.draw(self.counter, self.config.rays)
         rendering = self.model(
             pixels,
@@ -153,6 +172,7 @@ class Trainer:
             train=True,
             counter=self.counter,
             anneal=anneal,
+            detail=detail if self._leads_coarsely else None,
             update_proposals=update_proposals,
         )
         terms = self.model.losses(rendering, pixels, self.counter)
@@ -212,10 +232,15 @@ class Trainer:
         KeyboardInterrupt saves and returns; TrainingError is raised where the loss stops being finite, after
         the last good state was saved.
         """
+        at = self.config.guard_at
+        asked = self.judge is not None and self.step <= at and at > 0
         try:
-            for progress in self.iterate(steps):
-                if on_progress:
-                    on_progress(progress)
+            for stop in (at, steps) if asked else (steps,):
+                for progress in self.iterate(stop):
+                    if on_progress:
+                        on_progress(progress)
+                if asked and self.step == at and self.judge is not None:
+                    self.notes.append(str(self.judge()))
         except KeyboardInterrupt:
             self.save()
             raise
@@ -277,7 +302,7 @@ class Trainer:
         found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         found |= {f"optim.{k}": v for k, v in self.optim.state().items()}
         found |= {f"scene.{k}": v for k, v in self.scene_tensors.items()}
-        return found | {"counter": self.counter}
+        return found | {"counter": self.counter, "brake": self.brake}
 
     def save(self) -> Path | None:
         """Write a checkpoint of this step into the run folder."""
@@ -303,8 +328,15 @@ class Trainer:
         optim = {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
         self.optim.load(optim)
         self.counter.copy_(tensors["counter"])
+        if "brake" in tensors:
+            self.brake.copy_(tensors["brake"])
+        self.continue_at(meta["step"])
+        self.seconds = meta["seconds"]
+
+    def continue_at(self, step: int) -> None:
+        """Look up what the next step needs, after the state was set to that of `step`."""
+        self.step = step
         self._row.copy_(self._schedules[min(int(self.counter[1]), self.config.steps)])
-        self.step, self.seconds = meta["step"], meta["seconds"]
 
 
 def load_model(model: Model, tensors: dict[str, Tensor]) -> None:
