@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReducedConfig:
-    samples: int = 30  # per ray
+    samples: int = 32  # per ray
     steps: int = 256  # of the march that places them
     padding: float = 0.5  # of a ray's mass 1: spread evenly over the steps, so that no place is out of reach
     resolution: int = 256  # of the baked grid, cells along an axis
-    stop: float = 4.6  # optical thickness behind which nothing is looked at: 1 % of the light is left
-    empty: float = 3e-3  # optical thickness of a cell that counts as empty; 0 looks everywhere
+    stop: float = 6.9  # optical thickness behind which nothing is looked at: 0.1 % of the light is left
+    empty: float = 2e-3  # optical thickness of a cell that counts as empty; 0 looks everywhere
     least: float = 1e-4  # weights up to this may go without colour
     kept: int = 4  # samples of a ray that normals and features are made of
     feature_step: int = 2  # features at every so many pixels, both ways: 1, 2 or 4
