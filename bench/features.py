@@ -137,11 +137,14 @@ def main() -> None:
     parser.add_argument("--downscale", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--lookup", default="nearest", help="of maps: nearest, bilinear")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--dry", action="store_true", help="print, but leave the record alone")
     args = parser.parse_args()
     folder = args.scenes / "fox"
     scene = load(folder, downscale=args.downscale, features=str(folder / FEATURES), split="every8")
+    assert scene.features is not None
+    scene = replace(scene, features=replace(scene.features, mode=args.lookup))
     runs = []
     for seed in range(args.seeds):
         config = config_for(args.preset, args.steps, seed)
@@ -154,15 +157,13 @@ def main() -> None:
         print("seed", seed, {k: round(v, 4) for k, v in values.items()}, flush=True)
         runs.append(values)
     mean = {k: statistics.fmean(r[k] for r in runs) for k in runs[0]}
-    words = (
-        f"{args.preset}, {args.steps} steps, downscale {args.downscale}, {args.seeds} seeds, {args.device}"
-    )
+    words = f"{args.preset}, {args.steps} steps, downscale {args.downscale}, {args.lookup} lookup"
+    words += f", {args.seeds} seeds, {args.device}" + "".join(f", {s}" for s in args.set)
     print(words, {k: round(v, 4) for k, v in mean.items()}, flush=True)
     if not args.dry:
-        command = f"python -m bench.features --preset {args.preset} --steps {args.steps}"
-        merge(
-            "quality", {"fox": {f"features {words}": mean | {"protocol": (__doc__ or "").strip()}}}, command
-        )
+        command = f"python -m bench.features --preset {args.preset} --lookup {args.lookup}"
+        result = mean | {"protocol": (__doc__ or "").strip()}
+        merge("quality", {"fox": {f"features {words}": result}}, command)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ ARTEFACTS = Path(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A demo trained for so few steps that things are just to be made out."""
+    """A demo trained for so few steps that things can just be made out."""
     from raymarch.apps.demo import train_demo
     from raymarch.features.words import STORED, write_embeddings
 
     folder = tmp_path_factory.mktemp("view") / "run"
-    found = train_demo(60, "cpu", folder)
+    found = train_demo(250, "cpu", folder)
     names = dict(zip(found.truth.names, found.truth.feature_vectors, strict=True))
     write_embeddings(folder / STORED, names, {})
     return folder
@@ -100,14 +100,14 @@ def test_words_between_commas():
 def test_a_newer_checkpoint_is_taken_over(run, tmp_path):
     folder = tmp_path / "run"
     tensors, meta = newest(run)
-    write(path_at(folder, 60), tensors, meta)
+    write(path_at(folder, 250), tensors, meta)
     stage = Stage(TrainedScene(folder, "cpu"), 32)
     eye = eye_in(stage.scene)
     before = stage.draw(eye, Wish(), 400).picture
     assert not stage.refresh()
     changed = {k: v * 0.5 if k.startswith("model.fields.radiance") else v for k, v in tensors.items()}
-    write(path_at(folder, 70), changed, {**meta, "step": 70})
-    assert stage.refresh() and stage.scene.step == 70
+    write(path_at(folder, 260), changed, {**meta, "step": 260})
+    assert stage.refresh() and stage.scene.step == 260
     assert not np.array_equal(stage.draw(eye, Wish(), 400).picture, before)
     assert not stage.refresh()
 
@@ -152,7 +152,7 @@ def browser(viewer, tmp_path_factory):
 
 
 def canvas_of(browser, name):
-    """The page but for its panel, once it has stopped changing; kept as a picture."""
+    """The page without its panel and notices, once it stops changing; the whole is kept as a file."""
     last = browser.screenshot()
     for _ in range(40):
         time.sleep(0.5)
@@ -162,7 +162,7 @@ def canvas_of(browser, name):
         last = shot
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
     chromium.Image.fromarray(shot).save(ARTEFACTS / f"view_{name}.png")
-    return shot[:, :560].astype(int)
+    return shot[160:, :560].astype(int)
 
 
 def type_into(browser, label, text):
@@ -191,6 +191,8 @@ def test_the_page_shows_the_scene_and_answers_to_words(viewer, browser):
     chromium.wait_for(lambda: viewer.drawn > drawn, 60, "the picture of the text")
     found = canvas_of(browser, "similarity")
     assert viewer.wish.head == "similarity" and np.abs(found - plain).mean() > 15
+    warm = (found[..., 0] - found[..., 2] > 80).mean()  # lit where the ball is, grey elsewhere
+    assert 0.03 < warm < 0.6
     type_into(browser, "Not", "red ball")
     type_into(browser, "Looking for", "ground")
     chromium.wait_for(lambda: viewer.wish.positives == "ground", 30, "the other text")

@@ -28,8 +28,8 @@ OPTIONAL = {
     "timm": ('"raymarch[features]"', "DINO features"),
     "torchvision": ('"raymarch[features]"', "open_clip and timm, which need it"),
     "viser": ("viser", "the viewer"),
-    "trimesh": ("trimesh", "exporting meshes"),
-    "skimage": ("scikit-image", "comparing SSIM with a second implementation"),
+    "trimesh": ("trimesh", "meshes as OBJ and GLB"),
+    "skimage": ("scikit-image", "exporting meshes"),
     "av": ("av", "writing videos"),
     "tensorboard": ("tensorboard", "logging curves"),
 }

@@ -114,6 +114,7 @@ def look(scene, stem, camera, texts, negatives, score, temperature, mode) -> See
     keep = solid(frame, camera)
     xyz = places(scene, camera, frame["depth"])[keep].cpu()
     field = scene.query(xyz, texts, negatives or None, score, temperature)["similarity"].cpu()
+    frame["similarity"] = frame["similarity"] * frame["opacity"][..., None]  # nothing there, nothing meant
     frame = {k: v.cpu() for k, v in frame.items()}
     keep = keep.cpu()
     return Seen(stem, frame["rgb"], frame["similarity"], keep, Points(xyz, frame["rgb"][keep]), field)
