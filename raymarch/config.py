@@ -74,13 +74,6 @@ def tiny() -> Config:
     return Config(
         model=replace(
             base.model,
-            poses=PosesConfig(
-                gauge="mean",
-                precondition=True,
-                precondition_damping=0.01,
-                precondition_spread=1.5,
-                through_proposals=False,
-            ),
             rays=replace(base.model.rays, far=1000.0),
             sampler=replace(base.model.sampler, samples=(48, 24), anneal_steps=200, update_warmup=500),
             fields=FieldsConfig(
@@ -100,7 +93,7 @@ def tiny() -> Config:
                 fields=GroupConfig(lr=1e-2, lr_final=1e-3, decay_steps=1000),
                 proposals=GroupConfig(lr=1e-2, lr_final=1e-3, decay_steps=1000),
                 feature=GroupConfig(lr=1e-2, lr_final=1e-3, decay_steps=1000),
-                poses=GroupConfig(lr=2e-3, lr_final=3e-5, decay_steps=1000, warmup=200),
+                poses=GroupConfig(lr=1e-3, lr_final=1e-4, decay_steps=1000),
             ),
         ),
     )

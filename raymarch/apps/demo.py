@@ -44,6 +44,10 @@ def demo_config(steps: int | None, feature_width: int) -> Config:
         gauge="free",
         translation_penalty=0.0,
         rotation_penalty=0.0,
+        precondition=True,
+        precondition_damping=0.01,
+        precondition_spread=1.5,
+        through_proposals=False,
     )
     trainer = config.train.trainer
     trainer = replace(trainer, steps=steps if steps is not None else STEPS)
