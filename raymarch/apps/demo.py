@@ -63,7 +63,8 @@ def demo_config(steps: int | None, feature_width: int) -> Config:
 def paced(optim: OptimConfig, steps: int) -> OptimConfig:
     """Learning rates that fall over the whole run; poses wait until there is something to align with."""
     groups = {g: replace(getattr(optim, g), decay_steps=steps) for g in ("fields", "proposals", "feature")}
-    poses = GroupConfig(lr=2e-3, lr_final=5e-5, decay_steps=steps, warmup=min(200, steps // 4))
+    pace = min(1.0, steps / STEPS)  # in a short run there is less to align with, and less time to come back
+    poses = GroupConfig(lr=2e-3 * pace, lr_final=5e-5, decay_steps=steps, warmup=min(200, steps // 4))
     return replace(optim, poses=poses, **groups)
 
 
