@@ -170,7 +170,7 @@ def contract_unit_backward(x: Array, grad_y: Array, grad_x: Array, norm: int, /)
 
 # Multiresolution hash grid: features of positions in [0, 1]^3. A layout row is resolution, scale, entries,
 # offset.
-# Rows of y may be wider than levels * features: what follows belongs to another encoding.
+# Behind levels * features columns, y may have 6 * frequencies Fourier features in the layout `waves`.
 def hashgrid_layout(
     rows: Array,
     base_resolution: int,
@@ -188,6 +188,8 @@ def hashgrid_forward(
     log2_size: int,
     interpolation: int,
     layout: int,
+    frequencies: int,
+    waves: int,
     y: Array,
     /,
 ) -> None: ...
