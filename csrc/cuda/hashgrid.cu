@@ -197,7 +197,7 @@ struct Walks {
 };
 
 static Walks walks(int64_t points, int levels, int64_t features) {
-  const int run = points < (1 << 20) ? 24 : 96;  // few points need every thread more than long walks
+  const int run = points < (1 << 21) ? 24 : 96;  // few points need every thread more than long walks
   const int most = features < 4 ? 8 : kMaxLevels, passes = (levels + most - 1) / most;
   return {run, (levels + passes - 1) / passes, passes, (points + run - 1) / run};
 }
