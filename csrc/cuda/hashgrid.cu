@@ -197,7 +197,7 @@ struct Walks {
 };
 
 static Walks walks(int64_t points, int levels, int64_t features) {
-  const int run = points < (1 << 20) ? 24 : 96;  // few points need every thread more than long walks
+  const int run = points < (1 << 21) ? 24 : 96;  // few points need every thread more than long walks
   const int most = features < 4 ? 8 : kMaxLevels, passes = (levels + most - 1) / most;
   return {run, (levels + passes - 1) / passes, passes, (points + run - 1) / run};
 }
@@ -210,12 +210,13 @@ struct Lanes {
   static constexpr int kNumbers = F / kParts;
 };
 
-// Calls body with Lanes. Wide windows save adds where samples skip cells, and arithmetic where they do not.
+// Calls body with C as a constant. Wide windows save adds where samples skip cells, and arithmetic where they
+// do not.
 template <int F, class Body>
-void with_lanes(const Grid& grid, const Body& body) {
+void with_columns(const Grid& grid, const Body& body) {
   constexpr int kWide = F < 8 ? 4 : 2;
-  if (grid.level[grid.levels - 1].resolution > 512) return body(Lanes<F, kWide>{});
-  body(Lanes<F, 2>{});
+  if (grid.level[grid.levels - 1].resolution > 512) return body(std::integral_constant<int, kWide>{});
+  body(std::integral_constant<int, 2>{});
 }
 
 // The sums of one lane: four vertices that share an x, with bits 0 and 1 for the upper y and z.
@@ -323,12 +324,12 @@ __device__ __forceinline__ void walk(In<real, kPoints, 3> x, In<real, kPoints, k
   own.flush(level, part, true, 0, 0, to);
 }
 
-template <int F, class L>
+template <int F, int C>
 __global__ void __launch_bounds__(kWalkThreads)
     hashgrid_backward_kernel(In<real, kPoints, 3> x, In<real, kPoints, kOutputs> grad_y,
                              const __grid_constant__ Grid grid, Walks walks,
                              Out<real, kEntries, kChannels> grad_table) {
-  walk<F, L>(x, grad_y, grid, walks, FastSum{grad_table.data});
+  walk<F, Lanes<F, C>>(x, grad_y, grid, walks, FastSum{grad_table.data});
 }
 
 // The largest |gradient|, as the bits of a float, which order as the floats do. NaN orders above infinity.
@@ -349,12 +350,12 @@ __device__ __forceinline__ double exact_scale(int64_t largest, int64_t points) {
   return ldexp(1.0, 62 - exponent - (64 - __clzll(points)));
 }
 
-template <int F, class L>
+template <int F, int C>
 __global__ void __launch_bounds__(kWalkThreads)
     hashgrid_backward_exact_kernel(In<real, kPoints, 3> x, In<real, kPoints, kOutputs> grad_y,
                                    const __grid_constant__ Grid grid, Walks walks, int64_t* sums,
                                    const int64_t* largest) {
-  walk<F, L>(x, grad_y, grid, walks, ExactSum{sums, exact_scale(*largest, x.size[0])});
+  walk<F, Lanes<F, C>>(x, grad_y, grid, walks, ExactSum{sums, exact_scale(*largest, x.size[0])});
 }
 
 __global__ void __launch_bounds__(256)
@@ -475,16 +476,16 @@ void hashgrid_backward(Cuda q, In<real, kPoints, 3> x, int64_t levels, int64_t b
   with_features(grad_table.size[1], [&](auto features) {
     constexpr int F = decltype(features)::value;
     const Walks by = walks(points, grid.levels, F);
-    with_lanes<F>(grid, [&](auto lanes) {
-      using L = decltype(lanes);
-      const unsigned grid_size = blocks(by.passes * by.runs * by.levels * L::kAll, kWalkThreads);
+    with_columns<F>(grid, [&](auto columns) {
+      constexpr int C = decltype(columns)::value;
+      const unsigned grid_size = blocks(by.passes * by.runs * by.levels * Lanes<F, C>::kAll, kWalkThreads);
       if (!exact)
-        return launch("hashgrid_backward", hashgrid_backward_kernel<F, L>, grid_size, kWalkThreads, q, x,
+        return launch("hashgrid_backward", hashgrid_backward_kernel<F, C>, grid_size, kWalkThreads, q, x,
                       grad_y, grid, by, grad_table);
       int64_t* largest = exact.data + numbers;
       launch("hashgrid_backward", hashgrid_largest_kernel, 4 * multiprocessors(q), 256, q, grad_y,
              grid.levels * F, largest);
-      launch("hashgrid_backward", hashgrid_backward_exact_kernel<F, L>, grid_size, kWalkThreads, q, x, grad_y,
+      launch("hashgrid_backward", hashgrid_backward_exact_kernel<F, C>, grid_size, kWalkThreads, q, x, grad_y,
              grid, by, exact.data, largest);
       launch("hashgrid_backward", hashgrid_from_exact_kernel, blocks(numbers, 256), 256, q, exact.data,
              largest, points, grad_table);
