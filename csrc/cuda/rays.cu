@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "cuda/rays.cuh"
+#include "cuda/vector.cuh"
 #include "cuda/warp.cuh"
 #include "ops.h"
 
@@ -32,18 +35,10 @@ __global__ void __launch_bounds__(128)
   converged.data[i] = seen.converged;
 }
 
-// One thread per ray; the lanes of a warp that share a camera add up first, and one of them writes. Lanes
+// The lanes of a warp that share a camera add up; the first of them is left with the sum, and told so. Lanes
 // fold in pairs of neighbours within their group, so random cameras cost one or two rounds of shuffles.
-__global__ void __launch_bounds__(128)
-    rays_backward_kernel(Views v, Gradients g, bool to_adjustment, Out<real, kCameras, 3, 4> grad) {
-  const int64_t i = item();
-  const int64_t asked = i < v.camera.size[0] ? v.camera.data[i] : -1;
-  const bool known = has_camera(v, asked);
-  const int64_t c = known ? asked : -1;
-  Mat34 sum = {};
-  if (known) sum = ray_says(v, g, i, c, to_adjustment);
-
-  const unsigned group = __match_any_sync(~0u, static_cast<long long>(c));
+__device__ __forceinline__ bool fold_by_camera(int64_t camera, Mat34& sum) {
+  const unsigned group = __match_any_sync(~0u, static_cast<long long>(camera));
   const unsigned below = group & ((1u << lane()) - 1u);
   unsigned above = group & ~below & ~(1u << lane());
   unsigned rank = __popc(below);
@@ -57,10 +52,67 @@ __global__ void __launch_bounds__(128)
     above &= __ballot_sync(~0u, (rank & 1u) == 0);  // those of odd rank have been added to their neighbour
     rank >>= 1;
   }
+  return below == 0;
+}
 
-  if (!known || below != 0) return;
+__device__ __forceinline__ void add_row(const real (&row)[12], bool by_four, real* to) {
 #pragma unroll
-  for (int k = 0; k < 12; ++k) atomicAdd(grad.data + 12 * c + k, sum.m[k]);
+  for (int k = 0; k < 12; k += 4) {
+    const real part[4] = {row[k], row[k + 1], row[k + 2], row[k + 3]};
+    if (by_four) {
+      add_vector(part, to + k);
+    } else {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) atomicAdd(to + k + n, part[n]);
+    }
+  }
+}
+
+// One thread per ray at a time. Every warp sums in its own rows of shared memory, one per camera, and the
+// block adds those of the cameras it met to the result once: without that, all rays would queue for the few
+// rows there are. Without `shared` rows (too many cameras) every warp adds for itself.
+constexpr int kSumWarps = 8, kRow = 13;         // numbers between rows: cameras meet in few banks
+constexpr size_t kMostRows = size_t{96} << 10;  // bytes of shared memory, for 236 cameras
+__global__ void __launch_bounds__(32 * kSumWarps)
+    rays_backward_kernel(Views v, Gradients g, bool to_adjustment, bool shared, bool by_four,
+                         Out<real, kCameras, 3, 4> grad) {
+  extern __shared__ real rows[];
+  const int cameras = int(grad.size[0]);
+  real* mine = rows + (threadIdx.x / 32) * cameras * kRow;
+  for (int i = threadIdx.x; shared && i < kSumWarps * cameras * kRow; i += blockDim.x) rows[i] = 0;
+  __syncthreads();
+
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t base = blockIdx.x * int64_t{blockDim.x}; base < v.camera.size[0]; base += step) {
+    const int64_t i = base + threadIdx.x;
+    const int64_t asked = i < v.camera.size[0] ? v.camera.data[i] : -1;
+    const bool known = has_camera(v, asked);
+    const int64_t c = known ? asked : -1;
+    Mat34 sum = {};
+    if (known) sum = ray_says(v, g, i, c, to_adjustment);
+    if (fold_by_camera(c, sum) && known) {
+      if (shared) {
+#pragma unroll
+        for (int k = 0; k < 12; ++k) mine[c * kRow + k] += sum.m[k];
+      } else {
+        add_row(sum.m, by_four, grad.data + 12 * c);
+      }
+    }
+    __syncwarp();  // another lane may be the first of this camera next time
+  }
+
+  __syncthreads();
+  for (int c = threadIdx.x; shared && c < cameras; c += blockDim.x) {
+    real row[12] = {};
+    bool met = false;
+    for (int w = 0; w < kSumWarps; ++w) {
+#pragma unroll
+      for (int k = 0; k < 12; ++k) row[k] += rows[(w * cameras + c) * kRow + k];
+    }
+#pragma unroll
+    for (int k = 0; k < 12; ++k) met |= row[k] != 0;
+    if (met) add_row(row, by_four, grad.data + 12 * c);
+  }
 }
 
 // One block per camera, which looks at every ray: no atomics, so the same sum every time.
@@ -131,8 +183,12 @@ void rays_backward(Cuda q, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> ca
       return launch("rays_backward", rays_backward_same_kernel, blocks(grad.size[0], 1), 32 * kWarpsPerCamera,
                     q, v, g, to_adjustment, grad);
     zero("rays_backward", grad.data, sizeof(real) * 12 * grad.size[0], q);
-    launch("rays_backward", rays_backward_kernel, blocks(camera.size[0], 128), 128, q, v, g, to_adjustment,
-           grad);
+    const size_t room = sizeof(real) * kSumWarps * kRow * size_t(grad.size[0]);
+    const bool shared = room <= kMostRows;
+    const unsigned grid =
+        std::min(blocks(camera.size[0], 32 * kSumWarps), unsigned((shared ? 1 : 4) * multiprocessors(q)));
+    launch_shared("rays_backward", rays_backward_kernel, grid, 32 * kSumWarps, shared ? room : 0, q, v, g,
+                  to_adjustment, shared, aligned(grad.data, 16), grad);
   };
   if (grad_poses) sum_into(grad_poses, false);
   if (grad_adjustment) sum_into(grad_adjustment, true);
