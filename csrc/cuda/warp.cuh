@@ -13,6 +13,15 @@ __device__ __forceinline__ real warp_inclusive_sum(real v) {
   return v;
 }
 
+__device__ __forceinline__ real warp_inclusive_product(real v) {
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const real up = __shfl_up_sync(~0u, v, d);
+    if (lane() >= d) v *= up;
+  }
+  return v;
+}
+
 // The sum over this lane and those after it.
 __device__ __forceinline__ real warp_suffix_sum(real v) {
 #pragma unroll

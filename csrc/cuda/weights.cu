@@ -107,35 +107,61 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One thread per ray: opacities come from users of NeuS-like fields, not from our own pipeline.
+// One warp per ray. What is left after each opacity is a product scan with a carry.
 __global__ void __launch_bounds__(kThreads)
     weights_from_alpha_forward_kernel(In<real, kRays, kSamples> alpha, Out<real, kRays, kSamples> w,
                                       Out<real, kRays, kEdges> front, real epsilon) {
-  const int64_t ray = item(), samples = alpha.size[1];
+  const int64_t ray = warp();
+  const int samples = int(alpha.size[1]);
   if (ray >= alpha.size[0]) return;
-  real before = 1;
-  for (int64_t i = 0; i < samples; ++i) {
-    const real a = alpha.data[ray * samples + i];
-    front.data[ray * (samples + 1) + i] = before;
-    w.data[ray * samples + i] = a * before;
-    before *= 1 - a + epsilon;
+  const real* of_ray = alpha.data + ray * samples;
+  real* to_w = w.data + ray * samples;
+  real* to_front = front.data + ray * (samples + 1);
+  real carry = 1;
+  for (int k = 0; k < samples; k += 32) {
+    const int i = k + lane();
+    const real a = i < samples ? of_ray[i] : real(0);
+    const real upto = warp_inclusive_product(i < samples ? 1 - a + epsilon : real(1));
+    const real up = __shfl_up_sync(~0u, upto, 1);
+    const real before = carry * (lane() == 0 ? real(1) : up);
+    if (i < samples) to_front[i] = before, to_w[i] = a * before;
+    carry *= from_lane(upto, 31);
   }
-  front.data[ray * (samples + 1) + samples] = before;
+  if (lane() == 0) to_front[samples] = carry;
 }
 
+// One warp per ray, from the back. The gradient in front of an interval is, of the one behind it, an offset
+// and a factor; such pairs compose, so they are scanned too.
 __global__ void __launch_bounds__(kThreads)
     weights_from_alpha_backward_kernel(In<real, kRays, kSamples> alpha, In<real, kRays, kEdges> front,
                                        Maybe<In<real, kRays, kSamples>> grad_w,
                                        Maybe<In<real, kRays, kEdges>> grad_front,
                                        Out<real, kRays, kSamples> grad_alpha, real epsilon) {
-  const int64_t ray = item(), samples = alpha.size[1], edge = ray * (samples + 1);
+  const int64_t ray = warp();
+  const int samples = int(alpha.size[1]);
   if (ray >= alpha.size[0]) return;
-  real after = grad_front ? grad_front.data[edge + samples] : real(0);
-  for (int64_t i = samples - 1; i >= 0; --i) {
-    const int64_t k = ray * samples + i;
-    grad_alpha.data[k] =
-        alpha_vjp(alpha.data[k], front.data[edge + i], epsilon, grad_w ? grad_w.data[k] : real(0),
-                  grad_front ? grad_front.data[edge + i] : real(0), after);
+  const int64_t first = ray * samples, edge = ray * (samples + 1);
+  real carry = grad_front ? grad_front.data[edge + samples] : real(0);
+  for (int k = int(last_chunk(samples)); k >= 0; k -= 32) {
+    const int i = k + lane();
+    const bool live = i < samples;
+    const real a = live ? alpha.data[first + i] : real(0);
+    const real g = live && grad_w ? grad_w.data[first + i] : real(0);
+    real none = 0;  // what alpha_vjp makes of no gradient behind is the offset
+    if (live) alpha_vjp(a, 0, epsilon, g, grad_front ? grad_front.data[edge + i] : real(0), none);
+    real offset = none, factor = live ? 1 - a + epsilon : real(1);
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const real next_offset = __shfl_down_sync(~0u, offset, d),
+                 next_factor = __shfl_down_sync(~0u, factor, d);
+      if (lane() + d < 32) offset += factor * next_offset, factor *= next_factor;
+    }
+    const real in_front = offset + factor * carry, down = __shfl_down_sync(~0u, in_front, 1);
+    if (live) {
+      real after = lane() == 31 ? carry : down;
+      grad_alpha.data[first + i] = alpha_vjp(a, front.data[edge + i], epsilon, g, 0, after);
+    }
+    carry = from_lane(in_front, 0);
   }
 }
 
@@ -195,16 +221,17 @@ void transmittance_backward(Cuda q, In<real, kSamples> sigma, In<real, kSamples>
 void weights_from_alpha_forward(Cuda q, In<real, kRays, kSamples> alpha, Out<real, kRays, kSamples> w,
                                 Out<real, kRays, kEdges> front, double epsilon) {
   require(front.size[1] == alpha.size[1] + 1, "transmittance must have one edge more than alpha has samples");
-  launch("weights_from_alpha_forward", weights_from_alpha_forward_kernel, blocks(alpha.size[0], kThreads),
-         kThreads, q, alpha, w, front, real(epsilon));
+  launch("weights_from_alpha_forward", weights_from_alpha_forward_kernel,
+         blocks(alpha.size[0], kWarpsPerBlock), kThreads, q, alpha, w, front, real(epsilon));
 }
 
 void weights_from_alpha_backward(Cuda q, In<real, kRays, kSamples> alpha, In<real, kRays, kEdges> front,
                                  Maybe<In<real, kRays, kSamples>> grad_w,
                                  Maybe<In<real, kRays, kEdges>> grad_front,
                                  Out<real, kRays, kSamples> grad_alpha, double epsilon) {
-  launch("weights_from_alpha_backward", weights_from_alpha_backward_kernel, blocks(alpha.size[0], kThreads),
-         kThreads, q, alpha, front, grad_w, grad_front, grad_alpha, real(epsilon));
+  launch("weights_from_alpha_backward", weights_from_alpha_backward_kernel,
+         blocks(alpha.size[0], kWarpsPerBlock), kThreads, q, alpha, front, grad_w, grad_front, grad_alpha,
+         real(epsilon));
 }
 
 }  // namespace raymarch
