@@ -40,7 +40,7 @@ class OutOfMemory(RuntimeError):
 class Settings:
     """How frames are rendered, whatever they show."""
 
-    max_gb: float = 2.0  # of GPU memory for one frame, beside the model's own
+    max_gb: float = 1.0  # of GPU memory for one frame, beside the model's own
     graph: bool = True  # on CUDA, capture a chunk
     fused: bool = True  # on CUDA, the ops that do several stages at once where they fit the networks
     half_features: bool = False  # feature images as float16
@@ -422,7 +422,7 @@ def chunk_size(
     heads: frozenset[str],
     mode: str,
     device: torch.device,
-    max_gb: float = 2.0,
+    max_gb: float = 1.0,
     fused: bool = True,
 ) -> int:
     """Rays in flight: 2^14 on a CPU; on a GPU what takes a third of free memory and half of max_gb."""
