@@ -36,7 +36,7 @@ def evaluate_run(
     if not opened.test:
         raise ConfigError(f"{run} holds out no photos; train with --split every8 to have some")
     source = opened.meta["scene"]["source"]
-    scene = load(data, **(source["options"] if source else {})) if data else reload_scene(opened.meta, run)
+    scene = load(data) if data and not source else reload_scene(opened.meta, run, data)
     names = [opened.names[i] for i in opened.test]
     if [scene.names[i] for i in scene.test] != names:
         raise ConfigError(
@@ -59,7 +59,7 @@ def evaluate_run(
     yield f"{'mean':32} {mean['psnr']:7.2f} {mean['ssim']:7.4f}  {poses}"
     yield f"protocol: {PROTOCOLS[poses]}"
     result = {"step": opened.step, "poses": poses, "protocol": PROTOCOLS[poses], "mean": mean}
-    metrics_file(run, poses).write_text(json.dumps(result | {"images": stored}, indent=1))
+    metrics_file(run, poses).write_text(json.dumps(result | {"images": stored}, indent=1), "utf-8")
 
 
 def _measured(

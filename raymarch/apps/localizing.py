@@ -30,7 +30,7 @@ def localize_photos(
     for photo in photos:
         found = scene.localize(photo, camera, start)
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{photo.stem}.json").write_text(json.dumps(record(found, photo), indent=1) + "\n")
+        (out / f"{photo.stem}.json").write_text(json.dumps(record(found, photo), indent=1) + "\n", "utf-8")
         if found.overlay is not None:
             save_rgb(out / f"{photo.stem}_overlay.png", found.overlay)
         yield from told(found, photo)

@@ -28,5 +28,5 @@ def tell_poses(run: Path, out: Path | None, device: str) -> Iterator[str]:
         f"the {found.compose} frame"
     )
     file = out or run / "poses.json"
-    file.write_text(json.dumps({"drift": found.drift, "cameras": rows}, indent=1) + "\n")
+    file.write_text(json.dumps({"drift": found.drift, "cameras": rows}, indent=1) + "\n", "utf-8")
     yield str(file)
