@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raymarch.apps.images import file_stems, save_depth, save_rgb
 from raymarch.config import ConfigError
+from raymarch.data.atomic import write_text
 from raymarch.data.scene import Scene, load
 from raymarch.train.evaluate import ImageMetrics, evaluate
 from raymarch.train.held_out import POSES, PROTOCOLS, evaluate_refined, held_out_cameras
@@ -59,7 +60,7 @@ def evaluate_run(
     yield f"{'mean':32} {mean['psnr']:7.2f} {mean['ssim']:7.4f}  {poses}"
     yield f"protocol: {PROTOCOLS[poses]}"
     result = {"step": opened.step, "poses": poses, "protocol": PROTOCOLS[poses], "mean": mean}
-    metrics_file(run, poses).write_text(json.dumps(result | {"images": stored}, indent=1), "utf-8")
+    write_text(metrics_file(run, poses), json.dumps(result | {"images": stored}, indent=1))
 
 
 def _measured(

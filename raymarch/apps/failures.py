@@ -7,8 +7,8 @@ import errno
 REMEDIES = {
     errno.ENOSPC: "free some space or name another place; what was saved before is intact",
     errno.EDQUOT: "free some of the quota or name another place; what was saved before is intact",
-    errno.EACCES: "allow it, or name another place",
-    errno.EPERM: "allow it, or name another place",
+    errno.EACCES: "allow reading and writing there, or name another place",
+    errno.EPERM: "allow reading and writing there, or name another place",
     errno.EROFS: "name a place that can be written",
     errno.ENOTDIR: "a part of this path is a file; name another place",
     errno.EEXIST: "there is a file where a folder should be; name another place",

@@ -17,6 +17,7 @@ from raymarch.apps.evaluation import metrics_file
 from raymarch.apps.report import write_report
 from raymarch.apps.sections import Curve, Frustums, Metric, Metrics, Picture, Pictures, Section, Table, Text
 from raymarch.apps.view_sections import progress_sections, view_sections
+from raymarch.data.atomic import write_text
 from raymarch.data.error import SceneError
 from raymarch.data.images import read_photo
 from raymarch.train.evaluate import over_background, render_image
@@ -42,7 +43,7 @@ def write_run_page(run: Path, device: str = "auto") -> Path:
     if opened.config.model.poses.mode != "off" and opened.train:
         poses = refined_poses(opened)
         record["poses"] = {"drift": poses.drift, "cameras": report_rows(poses)}
-        (run / "poses.json").write_text(json.dumps(record["poses"], indent=1) + "\n", "utf-8")
+        write_text(run / "poses.json", json.dumps(record["poses"], indent=1) + "\n")
         sections += pose_sections(opened, poses)
     sections += [*view_sections(opened), *progress_sections(run)]
     sections += [*_curves(run), Text("Run", facts=_facts(opened))]

@@ -18,7 +18,10 @@ class Claim:
     """Held as long as it is referred to: no other process can claim the folder. Ends with the process."""
 
     def __init__(self, run: Path):
-        self._file = open(run / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            self._file = open(run / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        except PermissionError as error:
+            raise PermissionError(error.errno, error.strerror, str(run)) from None
         try:
             import fcntl
 

@@ -6,10 +6,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+USUAL: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 class Interrupts:
-    """Whether somebody pressed Ctrl-C, and whether again."""
+    """Whether somebody pressed Ctrl-C or ended the process, and whether again."""
 
     asked = False  # stop after this step, and save
     forced = False  # stop now: the step at hand is lost
@@ -17,15 +20,11 @@ class Interrupts:
 
 @contextmanager
 def kept_back(found: Interrupts) -> Iterator[None]:
-    """While open, the first Ctrl-C is only noted; the second raises KeyboardInterrupt where it falls.
+    """While open, the first SIGINT or SIGTERM is only noted; the second raises KeyboardInterrupt at once.
 
-    Nothing changes outside the main thread, or where a program handles SIGINT itself.
+    Nothing changes outside the main thread, or for a signal that the program handles itself.
     """
     found.asked = found.forced = False
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
 
     def note(number: int, frame: object) -> None:
         if found.asked:
@@ -33,8 +32,12 @@ def kept_back(found: Interrupts) -> Iterator[None]:
             raise KeyboardInterrupt
         found.asked = True
 
-    signal.signal(signal.SIGINT, note)
+    main = threading.current_thread() is threading.main_thread()
+    ours = [number for number, handler in USUAL.items() if main and signal.getsignal(number) is handler]
+    for number in ours:
+        signal.signal(number, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, USUAL[number])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raymarch.config import Config, ConfigError, from_dict, override, to_dict
+from raymarch.data.atomic import write_text
 from raymarch.data.maps import FeatureMaps
 from raymarch.data.pixels import Source
 from raymarch.data.scene import Scene, load
@@ -147,9 +148,7 @@ def begin(trainer: Trainer, run: Path) -> None:
     trainer.claim = claim(run)
     check_vacant(run)  # another process may have trained here since
     (run / LOG).unlink(missing_ok=True)
-    draft = run / f"{CONFIG}.partial"
-    draft.write_text(json.dumps(to_dict(trainer.full_config), indent=1), "utf-8")
-    draft.replace(run / CONFIG)
+    write_text(run / CONFIG, json.dumps(to_dict(trainer.full_config), indent=1))
 
 
 def guarded(trainer: Trainer, scene: Scene) -> Trainer:

@@ -104,5 +104,6 @@ def as_config_error(about: str) -> Iterator[None]:
         raise
     except ValueError as error:
         words = str(error)
+        words = f"model.{words}" if words.startswith("poses: ") else words
         known = words.startswith((about, "camera ", "pose refinement"))
         raise ConfigError(words if known else f"{about}: {words}") from error

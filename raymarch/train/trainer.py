@@ -260,9 +260,9 @@ class Trainer:
     def train(self, steps: int | None = None, on_progress: Callable[[Progress], None] | None = None) -> None:
         """Train up to `steps` (default: the config's). Saves at the end and every `save_every` steps.
 
-        Ctrl-C ends the step at hand, saves, and raises KeyboardInterrupt; a second one does not save.
-        TrainingError is raised where the loss stops being finite, after the last good state was saved, and
-        where memory runs out, with the checkpoints as they were.
+        Ctrl-C or SIGTERM ends the step at hand, saves, and raises KeyboardInterrupt; a second one saves
+        nothing. TrainingError is raised where the loss stops being finite, after the last good state was
+        saved, and where memory runs out, with the checkpoints as they were.
         """
         with kept_back(self.interrupts):
             try:
