@@ -37,8 +37,8 @@ from raymarch.types import Cameras, Pixels
 LEAST_DB = 50.0  # of every frame's rgb
 # Of the other heads, over all frames: most of the median error and of what 99 of 100 pixels keep to. Depths
 # relative to their truth, unit normals in degrees, features relative to their root mean square.
-# A median depth steps from sample to sample, so a few pixels may be a whole sample off. Predicted normals read
-# sines of positions that are not contracted, which float32 knows to 6e-5 at a distance of 1000.
+# A median depth steps from sample to sample, so a few pixels may be a whole sample off. Predicted normals
+# read sines of positions that are not contracted, which float32 knows to 6e-5 at a distance of 1000.
 BOUNDS = {
     "depth": (1e-4, 1e-3),
     "expected_depth": (1e-4, 1e-3),

@@ -156,7 +156,7 @@ def interrupted(run: Path, scene: Scene, steps: int, kills: int, seed: int) -> d
         step = opened(run)
         if step < newest:
             raise KillError(f"kill {done}: the newest checkpoint is of step {step}, it was of step {newest}")
-        if reached - step > SAVE_EVERY:
+        if reached - max(step, 0) > SAVE_EVERY:
             raise KillError(f"kill {done}: step {reached} was reached, but only step {step} was saved")
         lost = max(lost, reached - max(step, 0))
         newest = step
