@@ -19,7 +19,7 @@ done
 export SCENES=${SCENES:-}
 
 declare -A limit=([build]=300 [tests]=480 [checks]=240 [ops]=300 [overhead]=60 [sanitizer]=600 [racecheck]=600
-                  [steps]=400 [quality]=1800 [localise]=300)
+                  [steps]=400 [quality]=1800 [localise]=300 [runs]=900)
 default=(build tests checks ops overhead sanitizer steps quality)
 
 build() { "$PYTHON" setup.py -q build_ext --inplace && "$PYTHON" -m raymarch.apps.doctor; }
@@ -39,7 +39,15 @@ on_scenes() {
 steps() { on_scenes bench.render; }
 quality() { on_scenes bench.quality; }
 localise() { SCENES=${SCENES:+$SCENES/fox_full} on_scenes bench.localise; }
-export -f build tests checks ops overhead sanitizer racecheck on_scenes steps quality localise
+# Golden frames, chance, long runs: docs/runs.md.
+runs() {
+  local bad=0
+  "$PYTHON" -m bench.golden --device cuda || bad=1
+  "$PYTHON" -m bench.spread --device cuda || bad=1
+  "$PYTHON" -m bench.long --device cuda || bad=1
+  return $bad
+}
+export -f build tests checks ops overhead sanitizer racecheck on_scenes steps quality localise runs
 
 failed=0
 summary=()

@@ -61,6 +61,7 @@ def golden_config(steps: int, rays: int = 512) -> Config:
         "model.fields.radiance.appearance": 4,
         "model.fields.radiance.predicted_normals": "true",
         "model.fields.feature.width": 32,
+        **{f"model.fields.{x}.grid.storage": "float32" for x in ("radiance", "feature", "proposals.0")},
         "model.poses.mode": "off",
         "model.reduced.resolution": 128,
         **{f"train.optim.{group}.decay_steps": steps for group in ("fields", "proposals", "feature")},

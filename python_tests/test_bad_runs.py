@@ -429,3 +429,13 @@ def test_a_demo_of_no_steps(tmp_path, capsys):
     assert "--steps is 0" in told(capsys, "demo", "--steps", 0, "--out", tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
     assert demo.STEPS > 0
+
+
+def test_a_run_that_blew_up_keeps_the_checkpoint_from_before(run):
+    trainer = resume(run, "cpu", steps=9, settings=["train.trainer.keep=1", "train.optim.fields.lr=1e30"])
+    assert [p.name[5:14] for p in checkpoint.saved(run)] == ["000000004", "000000002"]
+    trainer.continue_at(4)
+    with pytest.raises(TrainingError, match=r"remove .*step-00000000\d\.safetensors to go back"):
+        trainer.train()
+    steps = [int(p.name[5:14]) for p in checkpoint.saved(run)]
+    assert len(steps) == 2 and steps[1] == 4 and OpenRun(run, "cpu").step == steps[0] > 4

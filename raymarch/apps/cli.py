@@ -306,6 +306,7 @@ def query(
 
     check_least(1, side=side)
     check_above(0, temperature=temperature)
+    check_least(-1, threshold=threshold)
     tell(
         query_run(
             run,

@@ -13,7 +13,7 @@ from torch import Tensor
 from raymarch.apps.images import file_stems, save_depth, save_rgb
 from raymarch.config import ConfigError
 from raymarch.data.atomic import write_text
-from raymarch.data.scene import Scene, load
+from raymarch.data.scene import Scene
 from raymarch.train.evaluate import ImageMetrics, evaluate
 from raymarch.train.held_out import POSES, PROTOCOLS, evaluate_refined, held_out_cameras
 from raymarch.train.runs import OpenRun, reload_scene
@@ -37,7 +37,7 @@ def evaluate_run(
     if not opened.test:
         raise ConfigError(f"{run} holds out no photos; train with --split every8 to have some")
     source = opened.meta["scene"]["source"]
-    scene = load(data) if data and not source else reload_scene(opened.meta, run, data)
+    scene = reload_scene(opened.meta, run, data)
     names = [opened.names[i] for i in opened.test]
     if [scene.names[i] for i in scene.test] != names:
         raise ConfigError(

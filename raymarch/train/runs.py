@@ -279,8 +279,13 @@ def _check_features(config: Config, scene: Scene, run: Path) -> None:
 def reload_scene(meta: dict[str, Any], run: Path, data: Path | None = None) -> Scene:
     """The scene a run was trained on, loaded the same way, from `data` if it has moved there."""
     source = meta["scene"].get("source")
+    if source is None and data is None:
+        raise ConfigError(
+            f"{run} was trained from arrays, not from a folder: say with --data where its photos "
+            "are, or pass the scene from Python"
+        )
     if source is None:
-        raise ConfigError(f"{run} was trained from arrays, not from a folder; pass the scene to resume it")
+        source = {"path": str(data), "options": {}}
     from raymarch.train.refined import with_adjustments  # reads runs
 
     path = data or Path(source["path"])

@@ -349,12 +349,13 @@ class Trainer:
         self.source.prepare(bad)
         culprit = find_non_finite(lambda: self._one_step(bool(self._updates[bad])))
         self.counter[1] = bad
-        self.save()
+        file = self.save(self.config.keep + 1)  # one more: the state may be beyond help
         broken = ", ".join(name for name, value in terms.items() if not math.isfinite(value)) or "total"
         raise TrainingError(
             f"the loss ({broken}) became non-finite at step {bad}; the first op with a non-finite result was "
             f"{culprit}. The state before that step is saved; lower the learning rate and resume: "
             f"`raymarch resume {self.run or 'RUN'} --set train.optim.fields.lr=...`"
+            + (f"; if that stops again, remove {file} to go back to the checkpoint before" if file else "")
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -363,8 +364,8 @@ class Trainer:
         found |= {f"scene.{k}": v for k, v in self.scene_tensors.items()}
         return found | {"counter": self.counter, "brake": self.brake}
 
-    def save(self) -> Path | None:
-        """Write a checkpoint of this step into the run folder."""
+    def save(self, keep: int | None = None) -> Path | None:
+        """Write a checkpoint of this step into the run folder, and keep so many (default: the config's)."""
         if self.run is None:
             return None
         from raymarch.config import to_dict  # config nests this module's config
@@ -378,7 +379,7 @@ class Trainer:
             "scene": self.scene_meta,
         }
         checkpoint.write(path, self.state(), meta)
-        checkpoint.prune(self.run, self.config.keep, self.step)
+        checkpoint.prune(self.run, keep or self.config.keep, self.step)
         return path
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
