@@ -12,6 +12,7 @@ bench/results/<machine>.json beside the machine, the versions, the commit and th
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import statistics
 import sys
@@ -226,17 +227,14 @@ def run(argv: list[str]) -> int:
     return 1 if session.failed else 0
 
 
+COMMANDS = ("compare", "scaling", "peers")  # each a module of that name
+
+
 def main() -> int:
     argv = sys.argv[1:]
-    if argv[:1] == ["compare"]:
-        from bench.compare import main as command
-    elif argv[:1] == ["scaling"]:
-        from bench.scaling import main as command
-    elif argv[:1] == ["peers"]:
-        from bench.peers import main as command
-    else:
-        return run(argv)
-    return command(argv[1:])
+    if argv[:1] and argv[0] in COMMANDS:
+        return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
+    return run(argv)
 
 
 if __name__ == "__main__":
