@@ -108,7 +108,8 @@ def values(record: dict[str, Any], only: tuple[str, ...] = SECTIONS) -> dict[str
         for name, row in rows_of(record.get(section) or {}):
             for key, value in row.items():
                 numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-                if less_is_better(key) is None or not numeric:
+                others = section == "peers" and not key.startswith("raymarch")
+                if less_is_better(key) is None or not numeric or others:
                     continue
                 low, high = (row.get(key + end) for end in ENDS)
                 if low is None and key.endswith(EXACT):

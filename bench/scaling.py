@@ -77,7 +77,11 @@ class Point:
 
 
 def step_point(axis: str, work: Work, size: int, *, device: torch.device, patience: float) -> Point:
-    grown = replace(work, **{{"rays": "rays", "samples": "final_samples", "width": "width"}[axis]: size})
+    grown = {
+        "rays": replace(work, rays=size),
+        "samples": replace(work, final_samples=size),
+        "width": replace(work, width=size),
+    }[axis]
     laps: list[float] = []
 
     def train() -> None:

@@ -73,5 +73,5 @@ def test_laps_are_at_least_five_and_their_spread_is_in_order():
 
 
 def test_a_build_that_fails_says_how(tmp_path):
-    with pytest.raises(BuildError, match="build_ext failed: .*AUTO, ON or OFF"):
+    with pytest.raises(BuildError, match=r"build_ext failed: .*AUTO, ON or OFF"):
         build(tmp_path, "MAYBE")
