@@ -29,7 +29,7 @@ class Row:
 
     inputs: Callable[[int], tuple[Any, ...]]
     ways: dict[str, Callable[..., Bound]]  # raymarch, torch, then others
-    plain: Callable[..., Any] | None  # what torch.compile is given
+    compiled: bool = True  # whether torch.compile is given the plain one, too
     differentiable: tuple[int, ...] = ()
     kept: tuple[int, ...] = ()
     tolerance: float = 1e-5
@@ -50,7 +50,7 @@ def row(ours: Callable, theirs: Callable, inputs: Callable[[int], tuple], **rest
     ways = {"raymarch": lambda *_: Bound(ours), "torch": lambda *_: Bound(theirs)}
     ways |= {name: make for name, make in rest.items() if name not in known}
     settings = {name: value for name, value in rest.items() if name in known}
-    return Row(inputs, ways, theirs, **settings)
+    return Row(inputs, ways, **settings)
 
 
 def rays_of(n: int, samples: int = 48) -> tuple[Tensor, Tensor]:
@@ -104,20 +104,26 @@ def grid_points(n: int) -> Tensor:
     return (0.3 + 0.4 * torch.rand(rays, 1, 3) + steps).reshape(-1, 3)[:n].clamp(0.001, 0.999).contiguous()
 
 
-def grid(shape: tuple[int, int, int, int], features: int, layout: str = "tcnn", **others: Any) -> Row:
+def grid(
+    large: tuple[int, int, int, int], features: int, layout: str = "tcnn", **others: Callable[..., Bound]
+) -> Row:
     """A hash grid; on CUDA raymarch reads a half copy of the table, as it does in training."""
 
     def inputs(n: int) -> tuple[Any, ...]:
-        last = table_layout(*shape, layout)[-1]
-        return grid_points(n), torch.rand(last.offset + last.entries, features) - 0.5, shape, None
+        last = table_layout(*large, layout)[-1]
+        return grid_points(n), torch.rand(last.offset + last.entries, features) - 0.5, large, None
 
     def ours(x, table, shape, stored):
-        return ops.hashgrid(x, table, *shape, stored=stored, layout=layout)
+        levels, base, top, log2_size = shape
+        return ops.hashgrid(x, table, levels, base, top, log2_size, stored=stored, layout=layout)
 
-    return row(
-        ours,
-        lambda x, table, shape, stored: plain.hashgrid(x, table, shape, layout),
+    def theirs(x, table, shape, stored) -> Bound:
+        look_up = plain.hashgrid(shape, layout, x.device)
+        return Bound(lambda x, table, shape, stored: look_up(x, table))
+
+    return Row(
         inputs,
+        {"raymarch": lambda *_: Bound(ours), "torch": theirs, **others},
         differentiable=(0, 1),
         kept=(1, 3),
         tolerance=1e-4,
@@ -125,7 +131,6 @@ def grid(shape: tuple[int, int, int, int], features: int, layout: str = "tcnn", 
         cpu_size=16384,
         cuda_size=196608,
         on_cuda=lambda args: (*args[:3], args[1].half()),
-        **others,
     )
 
 
@@ -212,7 +217,7 @@ ADAM = Row(
         "torch": stepping(foreach=True),
         "torch_fused": stepping(fused=True),
     },
-    None,
+    compiled=False,
     kept=(0, 1),
     tolerance=1e-5,
     cpu_size=1 << 20,
@@ -274,7 +279,8 @@ ROWS: dict[str, Row] = {
     ),
     "weights_packed": row(
         lambda sigma, delta, offsets, ray: ops.weights_packed(sigma, delta, offsets),
-        plain.weights_packed, ragged, differentiable=(0, 1), tolerance=1e-4, nerfacc=lib.nerfacc_weights_packed,
+        plain.weights_packed, ragged, differentiable=(0, 1), tolerance=1e-4,
+        nerfacc=lib.nerfacc_weights_packed,
     ),
     "composite_rgb": row(
         our_composite, plain.composite, lambda n: (*opaque(n), torch.rand(n, 48, 3)), differentiable=(0, 2),

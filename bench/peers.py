@@ -50,8 +50,10 @@ def bound_ways(
     """What can be called here, raymarch first; and why the others cannot."""
     found, absent = {}, {}
     makers = dict(row.ways)
-    if compiled and row.plain is not None:
-        makers["compile"] = lambda *args: Bound(torch.compile(row.plain, fullgraph=True, dynamic=False))
+    if compiled and row.compiled:
+        makers["compile"] = lambda *args: Bound(
+            torch.compile(row.ways[REFERENCE](*args).call, fullgraph=True, dynamic=False)
+        )
     for name, make in makers.items():
         if wanted and name not in (OURS, REFERENCE, *wanted):
             continue
@@ -103,11 +105,9 @@ def agree(row: Row, name: str, bound: Bound, args: tuple, tolerance: float) -> f
             if g is None or w is None or g.numel() != w.numel():
                 continue  # parameters laid out another way
             off = error(g.float().view(-1), w.float().view(-1))
-            if not off <= GRADIENTS_LOOSER * tolerance:
-                raise Disagreement(
-                    f"{name}'s gradient is off by {off:.1e}, more than {GRADIENTS_LOOSER * tolerance:.0e}"
-                )
-            worst = max(worst, off / GRADIENTS_LOOSER)
+            limit = bound.gradient_tolerance or GRADIENTS_LOOSER * tolerance
+            if not off <= limit:
+                raise Disagreement(f"{name}'s gradient is off by {off:.1e}, more than {limit:.0e}")
     return worst
 
 

@@ -6,7 +6,7 @@ Whole-tensor ops, nothing quadratic where a sum along the ray will do. Formulas 
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -113,39 +113,30 @@ def fourier(x: Tensor, octaves: Tensor) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
 
-@cache
-def _levels(grid: tuple[int, int, int, int], layout: str, device: torch.device) -> tuple[Tensor, ...]:
-    """Of every level: scale, vertices along an axis, entries, offset, whether it is dense."""
+def hashgrid(
+    grid: tuple[int, int, int, int], layout: str, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(points [P, 3], table) -> [P, levels * F], all levels and corners at once."""
     found = table_layout(*grid, layout)
-    columns = (
-        [float(x.scale) for x in found],
-        *([getattr(x, k) for x in found] for k in ("resolution", "entries", "offset")),
-    )
-    scale, resolution, entries, offset = (torch.tensor(c, device=device) for c in columns)
-    return scale, resolution, entries, offset, (resolution**3 <= entries) & (layout == "tcnn")
+    scale = torch.tensor([float(level.scale) for level in found], device=device)
+    numbers = ([getattr(level, k) for level in found] for k in ("resolution", "entries", "offset"))
+    resolution, entries, offset = (torch.tensor(n, device=device)[:, None] for n in numbers)
+    dense = (resolution**3 <= entries) & (layout == "tcnn")
+    shift = 0.5 if layout == "tcnn" else 0.0
+    corners = torch.tensor([[c >> d & 1 for d in range(3)] for c in range(8)], device=device)
+    upper = corners.float()
 
+    def look_up(x: Tensor, table: Tensor) -> Tensor:
+        p = x[:, None] * scale[:, None] + shift
+        floor = p.detach().floor()
+        f = (p - floor)[:, :, None]
+        a, b, c = (floor.long()[:, :, None] + corners).unbind(-1)
+        hashed = a ^ (b * PRIMES[1] & 0xFFFFFFFF) ^ (c * PRIMES[2] & 0xFFFFFFFF)
+        index = torch.where(dense, a + resolution * (b + resolution * c), hashed)
+        weight = (upper * f + (1 - upper) * (1 - f)).prod(-1)
+        return (weight[..., None] * F.embedding(index % entries + offset, table)).sum(2).flatten(1)
 
-def hashgrid(x: Tensor, table: Tensor, grid: tuple[int, int, int, int], layout: str = "tcnn") -> Tensor:
-    """All levels and corners at once: [P, L, 8] entries, gathered, weighted, summed."""
-    scale, resolution, entries, offset, dense = _levels(grid, layout, x.device)
-    p = x[:, None] * scale[:, None] + (0.5 if layout == "tcnn" else 0.0)
-    floor = p.detach().floor()
-    f = p - floor
-    cell = floor.long()[:, :, None] + _corners(x.device)
-    hashed = cell[..., 0] ^ (cell[..., 1] * PRIMES[1] & 0xFFFFFFFF) ^ (cell[..., 2] * PRIMES[2] & 0xFFFFFFFF)
-    r = resolution[:, None]
-    index = cell[..., 0] + r * (cell[..., 1] + r * cell[..., 2])
-    entry = torch.where(dense[:, None], index, hashed) % entries[:, None] + offset[:, None]
-    corner = _corners(x.device).to(x.dtype)
-    weight = (corner * f[:, :, None] + (1 - corner) * (1 - f[:, :, None])).prod(-1)
-    found = F.embedding(entry, table)
-    return (weight[..., None] * found.to(x.dtype)).sum(2).flatten(1)
-
-
-@cache
-def _corners(device: torch.device) -> Tensor:
-    """[8, 3]: bit d of the number selects the higher neighbour along axis d."""
-    return torch.tensor([[c >> d & 1 for d in range(3)] for c in range(8)], device=device)
+    return look_up
 
 
 def mlp(
