@@ -11,7 +11,6 @@ slope's 95 % confidence, and cost = fixed + each * n. Pictures as SVG and PNG; f
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import statistics
 import sys
@@ -115,7 +114,6 @@ def curve(
             points.append(measure(size))
         except (torch.OutOfMemoryError, MemoryError) as error:
             return points, f"stopped before {size}: {type(error).__name__}"
-        gc.collect()
         print(f"    {size:9d} {points[-1].seconds * 1e3:10.2f} ms", flush=True)
     return points, "all sizes"
 

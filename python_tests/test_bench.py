@@ -1,6 +1,7 @@
 """The tooling of `python -m bench`: fits, pictures, sweeps that stop, and timings with their spread."""
 
 import io
+import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from bench import scaling
+from bench.__main__ import run
 from bench.build import BuildError, build
 from bench.curves import Curve, drawn, png, svg
 from bench.growth import fitted
@@ -75,3 +77,32 @@ def test_laps_are_at_least_five_and_their_spread_is_in_order():
 def test_a_build_that_fails_says_how(tmp_path):
     with pytest.raises(BuildError, match=r"build_ext failed: .*AUTO, ON or OFF"):
         build(tmp_path, "MAYBE")
+
+
+def test_the_command_measures_a_section_into_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYMARCH_RECORD", "set by --out, put back after the test")
+    file = tmp_path / "record.json"
+    assert run(["--device", "cpu", "--only", "overhead", "--rows", "native", "--out", str(file)]) == 0
+    found = json.loads(file.read_text())
+    row = found["overhead"]["native"]
+    assert 0 < row["call_us_low"] <= row["call_us"] <= row["call_us_high"] and "load" in row
+    assert row["command"] == "python -m bench --device cpu --only overhead"
+    assert found["gpu"]["cpu"] and found["versions"]["torch"] == torch.__version__
+    text = file.with_suffix(".md").read_text()
+    assert "| native |" in text and "call_us_low" not in text and " to " in text
+
+
+def test_a_row_that_fails_costs_no_other_and_the_exit_status_says_so(monkeypatch, capsys):
+    rows = {"bad": lambda: 1 / 0, "good": lambda: None}
+    monkeypatch.setattr("bench.overhead.calls", lambda device: rows)
+    assert run(["--device", "cpu", "--only", "overhead", "--dry"]) == 1
+    said = capsys.readouterr()
+    assert "bad" in said.out and "ZeroDivisionError" in said.out and "good" in said.out
+    assert "failed: overhead.bad" in said.err
+
+
+def test_unknown_sections_and_axes_are_refused(capsys):
+    for command, words in ((run, ["--only", "speed"]), (scaling.main, ["--only", "speed"])):
+        with pytest.raises(SystemExit):
+            command(["--device", "cpu", *words])
+        assert "speed; there are" in capsys.readouterr().err
