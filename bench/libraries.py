@@ -38,7 +38,7 @@ class Bound:
 
 def need_cuda(args: Sequence[Any], what: str) -> None:
     if not any(isinstance(a, Tensor) and a.is_cuda for a in args):
-        raise ImportError(f"{what} has no CPU version")
+        raise ImportError(f"{what} takes part on a GPU only")
 
 
 # nerfstudio

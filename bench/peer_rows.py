@@ -19,7 +19,7 @@ from raymarch.ops.hashgrid import table_layout
 from raymarch.ops.mlp import shapes
 
 HALF = 2e-2  # of ||got - want|| / ||want||, for a way that computes with halves
-LOOSE = {"tcnn": HALF}
+LOOSE = {"tcnn": HALF, "torch_half": HALF, "compile_half": HALF}
 POINTS_ALONG = 48
 
 
@@ -97,6 +97,13 @@ def unit(*shape: int) -> Tensor:
     return normalize(torch.randn(*shape, 3), dim=-1)
 
 
+def boxed(n: int) -> tuple[Tensor, ...]:
+    """Rays at a point within the box: all of them hit, since 1e10 for a miss would hide every other error."""
+    origins = 2 * torch.randn(n, 3)
+    box = torch.tensor([[-1.0, -1.2, -0.8], [0.9, 1.1, 1.3]])
+    return origins, normalize(box[0] + torch.rand(n, 3) * (box[1] - box[0]) - origins, dim=-1), box
+
+
 def grid_points(n: int) -> Tensor:
     """Neighbours lie on a ray, as in training; none on the border, where one-sided slopes differ."""
     rays = n // POINTS_ALONG + 1
@@ -154,9 +161,17 @@ def network(
         cuda_tolerance=5e-3,
         cpu_size=16384,
         cuda_size=196608,
+        torch_half=lambda x, *_: halved(x, plain.mlp_half),
+        compile_half=lambda x, *_: halved(x, torch.compile(plain.mlp_half, fullgraph=True, dynamic=False)),
         tcnn=lib.tcnn_mlp,
         nerfstudio=lib.nerfstudio_mlp,
     )
+
+
+def halved(x: Tensor, call: Callable[..., Tensor]) -> Bound:
+    """On a GPU, where raymarch and tiny-cuda-nn compute networks with halves, torch may too."""
+    lib.need_cuda((x,), "half precision")
+    return Bound(call)
 
 
 def lenses(n: int) -> tuple[Tensor, ...]:
@@ -235,7 +250,7 @@ ROWS: dict[str, Row] = {
     ),
     "near_far": row(
         ops.near_far, plain.near_far,
-        lambda n: (2 * torch.randn(n, 3), unit(n), torch.tensor([[-1.0, -1.2, -0.8], [0.9, 1.1, 1.3]])),
+        boxed,
         nerfstudio=lib.nerfstudio_near_far, nerfacc=lib.nerfacc_near_far, cpu_size=65536,
     ),
     "sample_spaced": row(

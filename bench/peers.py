@@ -55,7 +55,9 @@ def bound_ways(
             torch.compile(row.ways[REFERENCE](*args).call, fullgraph=True, dynamic=False)
         )
     for name, make in makers.items():
-        if wanted and name not in (OURS, REFERENCE, *wanted):
+        if (wanted and name not in (OURS, REFERENCE, *wanted)) or (
+            name.startswith("compile") and not compiled
+        ):
             continue
         try:
             found[name] = make(*args)
@@ -140,6 +142,9 @@ def forward_call(bound: Bound, sets: list[tuple]) -> Callable[[], Any]:
 def train_call(row: Row, bound: Bound, sets: list[tuple]) -> Callable[[], Any] | None:
     """Forward and backward; None where there is nothing to differentiate."""
     prepared = [leaves_of(row, args) for args in sets]
+    for other in prepared[1:]:  # one copy of parameters, as libraries have of theirs
+        for i in row.kept:
+            other[i] = prepared[0][i]
     outputs = floats(bound.call(*prepared[0]))
     if not outputs or not row.differentiable:
         return None
@@ -179,7 +184,8 @@ def busy(call: Callable[[], Any], count: int) -> float:
         for _ in range(count):
             call()
         torch.cuda.synchronize()
-    events = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    on_gpu = [e for e in trace.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events = [e for e in on_gpu if not e.name.startswith("Optimizer.")]  # which spans what it launched
     return sum(e.device_time_total for e in events) / count / 1e6
 
 
@@ -289,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--rows", help=f"of {', '.join(ROWS)}")
     parser.add_argument(
-        "--ways", help="beside raymarch and torch: torch_bmm, compile, nerfacc, tcnn, nerfstudio"
+        "--ways", help="beside raymarch and torch: torch_bmm, torch_half, compile, nerfacc, ..."
     )
     parser.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out: minutes of compiling"
@@ -315,8 +321,7 @@ def main(argv: list[str] | None = None) -> int:
     failed, slower = [], []
     for name in names:
         try:
-            compiled = not args.no_compile and (ways is None or "compile" in ways)
-            found, said = measure(ROWS[name], device, args.rounds, ways, compiled)
+            found, said = measure(ROWS[name], device, args.rounds, ways, not args.no_compile)
         except Exception as failure:  # one row must not cost the others
             found, said = (
                 {},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -151,6 +152,10 @@ def mlp(
         h = h.relu() if i < layers else h
         at += rows * columns
     return h.sigmoid() if last == "sigmoid" else h
+
+
+def mlp_half(x: Tensor, params: Tensor, *settings: Any) -> Tensor:
+    return mlp(x.half(), params.half(), *settings)
 
 
 def distortion(s: Tensor, w: Tensor) -> Tensor:
