@@ -11,7 +11,7 @@ from raymarch.data.scene import Scene
 from raymarch.data.synthetic import feature_maps, make_scene
 from raymarch.model import Model
 from raymarch.model.fused import FusedPipeline, unsupported
-from raymarch.ops.fused import LossRoom, advance, loss_room, sum_losses
+from raymarch.ops.field_to_pixels import LossRoom, advance, loss_room, sum_losses
 from raymarch.train.guard import _copy, _put
 from raymarch.train.runs import fitted, start
 
@@ -315,7 +315,7 @@ def test_a_loss_that_is_not_finite_stops_the_counts(device):
 
 
 def test_filled_halves_say_what_floats_say(device):
-    from raymarch.ops.fused import radiance_inputs_backward, radiance_inputs_forward
+    from raymarch.ops.samples_to_field import radiance_inputs_backward, radiance_inputs_forward
 
     h, y = torch.randn(20, 6, device=device), torch.rand(20, 3, device=device)
     directions = torch.nn.functional.normalize(torch.randn(4, 3, device=device), dim=-1)

@@ -26,7 +26,7 @@ from raymarch.model.poses import detail_at
 from raymarch.model.sampler import anneal_at, updates_at
 from raymarch.nn import HashGrid
 from raymarch.ops import find_non_finite
-from raymarch.ops.fused import advance, loss_room, sum_losses
+from raymarch.ops.field_to_pixels import advance, loss_room, sum_losses
 from raymarch.train import checkpoint
 from raymarch.train.optim import Adam, learning_rate
 
