@@ -7,8 +7,7 @@ import torch
 
 from raymarch.config import override, preset
 from raymarch.data.pixels import PixelSource
-from raymarch.data.scene import Scene
-from raymarch.data.synthetic import feature_maps, make_scene
+from raymarch.data.synthetic import as_scene, feature_maps, make_scene
 from raymarch.model import Model
 from raymarch.model.fused import FusedPipeline, unsupported
 from raymarch.ops.field_to_pixels import LossRoom, advance, loss_room, sum_losses
@@ -64,16 +63,7 @@ def scene(alpha: bool = False):
     images = truth.images
     if alpha:
         images = [torch.cat([x, (255 * torch.rand(*x.shape[:2], 1)).to(torch.uint8)], -1) for x in images]
-    return Scene.from_arrays(
-        images,
-        truth.intrinsics,
-        truth.camera_to_worlds,
-        features=list(feature_maps(truth)),
-        split=(truth.train, truth.test),
-        orientation="none",
-        center="none",
-        scale=1.0,
-    )
+    return as_scene(truth, features=list(feature_maps(truth)), images=images)
 
 
 def config(*settings: str):
