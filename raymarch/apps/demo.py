@@ -70,9 +70,7 @@ def paced(optim: OptimConfig, steps: int) -> OptimConfig:
 
 def demo_scene(truth: SyntheticScene) -> Scene:
     """The synthetic scene as the trainer sees it: perturbed poses, no truth but the pictures."""
-    return as_scene(
-        truth, features=list(feature_maps(truth)), camera_to_worlds=truth.perturbed_camera_to_worlds
-    )
+    return as_scene(truth, features=list(feature_maps(truth)), poses=truth.perturbed_camera_to_worlds)
 
 
 def into_learnt_frame(cameras: Cameras, similarity_to_truth: tuple[float, Tensor, Tensor]) -> Cameras:

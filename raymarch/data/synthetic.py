@@ -150,10 +150,10 @@ def as_scene(truth: SyntheticScene, **options: Any) -> Scene:
 
     options: what to give `Scene.from_arrays` besides or instead.
     """
-    given = {
+    given: dict[str, Any] = {
         "images": truth.images,
         "intrinsics": truth.intrinsics,
-        "camera_to_worlds": truth.camera_to_worlds,
+        "poses": truth.camera_to_worlds,
         "split": (truth.train, truth.test),
         "orientation": "none",
         "center": "none",
