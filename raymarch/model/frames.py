@@ -175,7 +175,7 @@ class FrameRenderer:
         chunks = -(-tiles * TILE // max(TILE, rays // TILE * TILE))
         rays = -(-tiles // chunks) * TILE  # as even as tiles allow
         one = Cameras(*(getattr(cameras, f.name)[camera : camera + 1] for f in fields(Cameras)))
-        if device.type == "cuda" and self.settings.graph:
+        if device.type == "cuda" and self.settings.graph and self.model.native:
             canvas = self._replayed(one, (width, height, step, frozenset(wanted), mode, rays), chunks)
         else:
             canvas = blank(width, height, step, chunks * rays, device)

@@ -23,6 +23,8 @@ from raymarch.types import Cameras, Pixels
 def unsupported(model: Model) -> str | None:
     """Why a model cannot train in fused stages, or None where it can."""
     config = model.config
+    if not model.native:
+        return "grids and networks of another backend are composed only (model.fields.backend)"
     if config.losses.depth > 0:
         return "the depth loss is composed only (model.losses.depth)"
     if model.fields.feature is not None and len(model.fields.feature.heads) > 1:

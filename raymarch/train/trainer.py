@@ -191,7 +191,7 @@ class Trainer:
         """One step, through a graph where there is one."""
         self.source.prepare(self.step)
         update = bool(self._updates[self.step])
-        if self.device.type != "cuda" or not self.config.graph:
+        if self.device.type != "cuda" or not (self.config.graph and self.model.native):
             self._one_step(update)
         elif update in self._graphs:
             self._graphs[update].replay()
