@@ -6,7 +6,9 @@
     python -m bench peers                the same rows through torch, torch.compile and other libraries
 
 Figures are medians over repeats with their 10th and 90th percentiles, merged one by one into
-bench/results/<machine>.json beside the machine, the versions, the commit and the date.
+bench/results/<machine>.json beside the machine, the versions, the commit and the date. On a CPU with
+RAYMARCH_THREADS=1 and OMP_NUM_THREADS=1 times are the processor's, which neighbours on a busy machine do not
+lengthen.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import torch
 
 from bench import record
 from bench.cases import CASES
-from bench.timing import spread
+from bench.timing import clock_of, spread
 from bench.workloads import Work, camera_of, frame_laps, model_of, peak_bytes, step_laps, trainer_of
 from raymarch.model.frames import IMAGE_HEADS, FrameRenderer
 
@@ -129,6 +131,7 @@ def steps(session: Session) -> None:
         return spread("wall_ms", laps, 1e3) | {
             "rays_per_second": work.rays / statistics.median(laps),
             "repeats": len(laps),
+            "clock": clock_of(session.device)[0],
         }
 
     session.each("steps", STEPS[session.device.type], row)
@@ -144,7 +147,11 @@ def frames(session: Session) -> None:
         renderer = trained(session, frame.work)
         camera = camera_of(frame.width, frame.height, session.device)
         laps = frame_laps(renderer, camera, frame.mode, session.device, heads=frame.heads)
-        return spread("ms", laps, 1e3) | {"fps": 1 / statistics.median(laps), "repeats": len(laps)}
+        return spread("ms", laps, 1e3) | {
+            "fps": 1 / statistics.median(laps),
+            "repeats": len(laps),
+            "clock": clock_of(session.device)[0],
+        }
 
     session.each("frames", FRAMES[session.device.type], row)
 

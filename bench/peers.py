@@ -30,7 +30,7 @@ from bench.cases import several
 from bench.libraries import Bound
 from bench.peer_rows import ROWS, Row
 from bench.running import error, floats, seeds_of
-from bench.timing import quantile, spread, wait
+from bench.timing import clock_of, quantile, spread, wait
 
 OURS, REFERENCE = "raymarch", "torch"
 ROUNDS, FEWEST = 15, 5
@@ -158,13 +158,9 @@ def train_call(row: Row, bound: Bound, sets: list[tuple]) -> Callable[[], Any] |
     return call
 
 
-def one_thread() -> bool:
-    return os.environ.get("RAYMARCH_THREADS") == "1" and torch.get_num_threads() == 1
-
-
 def lap(call: Callable[[], Any], count: int, device: torch.device) -> float:
     """Seconds of a call, the one before not counted: others had the caches and threads."""
-    clock = time.process_time if device.type == "cpu" and one_thread() else time.perf_counter
+    _, clock = clock_of(device)
     call()
     wait(device)
     begin = clock()

@@ -5,7 +5,8 @@
 Every point is the median of repeats with their 10th and 90th percentiles. A curve stops before a point that
 the last ones say would take longer than --patience seconds for one lap, or more memory than --most-gb; where
 it stopped is stated in the record and the caption. To each curve two laws are fitted: cost ~ n^slope with the
-slope's 95 % confidence, and cost = fixed + each * n. Pictures as SVG and PNG; figures into the record.
+slope's 95 % confidence, and cost = fixed + each * n. Pictures as SVG and PNG; figures into the record. With
+RAYMARCH_THREADS=1 and OMP_NUM_THREADS=1 a CPU's times are the processor's, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from bench import record
 from bench.curves import Curve, drawn, png, svg
 from bench.growth import fitted, stated
-from bench.timing import spread
+from bench.timing import clock_of, spread
 from bench.workloads import CYCLE, Work, camera_of, frame_laps, model_of, peak_bytes, step_laps, trainer_of
 from raymarch.model.frames import FrameRenderer
 
@@ -129,13 +130,13 @@ def too_much(points: list[Point], size: int, patience: float, most_gb: float, ca
     return ""
 
 
-def row_of(points: list[Point], why: str) -> dict[str, Any]:
+def row_of(points: list[Point], why: str, clock: str) -> dict[str, Any]:
     """Of one curve: a row per size, and the laws."""
     found: dict[str, Any] = {}
     for p in points:
         row = spread("wall_ms", p.laps, 1e3) | {"repeats": len(p.laps)}
         found[str(p.size)] = row | ({} if p.peak is None else {"peak_gb": p.peak / 1e9})
-    found["law"] = laws(points) | {"ended": why}
+    found["law"] = laws(points) | {"clock": clock, "ended": why}
     return found
 
 
@@ -209,7 +210,7 @@ def run_axis(name: str, axis: Axis, args: argparse.Namespace, device: torch.devi
         if not points:
             print(f"    nothing measured: {why}", flush=True)
             continue
-        row = row_of(points, why)
+        row = row_of(points, why, clock_of(device)[0])
         if len(points) > 1:
             fit = fitted([p.size for p in points], [p.seconds * 1e3 for p in points])
             print(f"    {stated(fit, axis.unit, 'ms')}; {why}", flush=True)
@@ -217,6 +218,7 @@ def run_axis(name: str, axis: Axis, args: argparse.Namespace, device: torch.devi
             record.merge("scaling", {name: {line: row}}, command)
     if args.out:
         where = record.machine()["cpu"] if device.type == "cpu" else record.gpu_name()
+        where += ", one thread" if clock_of(device)[0] == "processor" else ""
         pictures(name, axis, found, args.out, where)
 
 

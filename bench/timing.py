@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +34,18 @@ def spread(name: str, laps: Sequence[float], scale: float = 1.0) -> dict[str, fl
     }
 
 
+def one_thread() -> bool:
+    """Whether both raymarch and torch were told to use no more."""
+    return os.environ.get("RAYMARCH_THREADS") == "1" and torch.get_num_threads() == 1
+
+
+def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:
+    """The host's; for one thread on a CPU the time it ran, which waiting for a busy core leaves alone."""
+    if device.type == "cpu" and one_thread():
+        return "processor", time.process_time
+    return "wall", time.perf_counter
+
+
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -46,7 +59,7 @@ def wall_laps(
     seconds: float = SECONDS,
     warmups: int = 1,
 ) -> list[float]:
-    """Seconds of a call by the host's clock, the device idle at both ends; one number per lap."""
+    """Seconds of a call by `clock_of`, the device idle at both ends; one number per lap."""
     for _ in range(warmups):
         call()
     wait(device)
@@ -62,11 +75,12 @@ def laps_of(
 ) -> list[float]:
     """Seconds per call of a block that makes so many calls."""
     laps: list[float] = []
+    _, clock = clock_of(device)
     wait(device)
     began = time.perf_counter()
     while len(laps) < fewest or (len(laps) < most and time.perf_counter() - began < seconds):
-        begin = time.perf_counter()
+        begin = clock()
         block()
         wait(device)
-        laps.append((time.perf_counter() - begin) / calls)
+        laps.append((clock() - begin) / calls)
     return laps
