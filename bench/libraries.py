@@ -230,7 +230,7 @@ def nerfstudio_rays(camera, xy, poses, intrinsics, k, *others) -> Bound:
 
     def call(camera, xy, *cameras_of_the_row):
         bundle = cameras.generate_rays(camera_indices=camera[:, None], coords=xy.flip(-1))
-        return bundle.origins, bundle.directions
+        return bundle.origins, bundle.directions, bundle.pixel_area[:, 0]
 
     return Bound(call, note="no gradient to poses")
 

@@ -199,15 +199,19 @@ def pose(xi: Tensor) -> Tensor:
 
 def rays(
     camera: Tensor, xy: Tensor, poses: Tensor, intrinsics: Tensor, k: Tensor, *others: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Origins and directions of pinhole cameras with distortion k [C, 6] = k1 k2 k3 k4 p1 p2."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Origins, directions and pixels' areas of pinhole cameras with distortion k [C, 6] = k1 k2 k3 k4 p1 p2.
+
+    The area is the product of the distances to the unit directions of the next pixel in x and in y.
+    """
     f, c = intrinsics[camera, :2], intrinsics[camera, 2:]
-    want = (xy - c) / f
-    p = _undistorted(want, k[camera])
-    local = torch.stack([p[:, 0], -p[:, 1], -torch.ones_like(p[:, 0])], -1)
+    steps = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], device=xy.device)
+    want = ((xy + steps[:, None] - c) / f).view(-1, 2)
+    x, y = _undistorted(want, k[camera].repeat(3, 1)).unbind(-1)
+    local = F.normalize(torch.stack([x, -y, -torch.ones_like(x)], -1), dim=-1).view(3, -1, 3)
+    area = (local[0] - local[1]).norm(dim=-1) * (local[0] - local[2]).norm(dim=-1)
     pose = poses[camera]
-    directions = (pose[:, :, :3] * local[:, None]).sum(-1)
-    return pose[:, :, 3], F.normalize(directions, dim=-1)
+    return pose[:, :, 3], F.normalize((pose[:, :, :3] * local[0][:, None]).sum(-1), dim=-1), area
 
 
 def _undistorted(want: Tensor, k: Tensor) -> Tensor:
