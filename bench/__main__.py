@@ -27,7 +27,7 @@ import torch
 
 from bench import record
 from bench.cases import CASES
-from bench.timing import clock_of, spread
+from bench.timing import clock_of, spread, threads_said
 from bench.workloads import Work, camera_of, frame_laps, model_of, peak_bytes, step_laps, trainer_of
 from raymarch.model.frames import IMAGE_HEADS, FrameRenderer
 
@@ -80,7 +80,7 @@ class Session:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.device = args, torch.device(args.device)
-        self.command = f"python -m bench --device {self.device.type}"
+        self.command = f"{threads_said()}python -m bench --device {self.device.type}"
         self.failed: list[str] = []
 
     def chosen(self, rows: dict[str, Any]) -> dict[str, Any]:

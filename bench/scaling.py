@@ -26,7 +26,7 @@ import torch
 from bench import record
 from bench.curves import Curve, drawn, png, svg
 from bench.growth import fitted, stated
-from bench.timing import clock_of, spread
+from bench.timing import clock_of, spread, threads_said
 from bench.workloads import CYCLE, Work, camera_of, frame_laps, model_of, peak_bytes, step_laps, trainer_of
 from raymarch.model.frames import FrameRenderer
 
@@ -193,7 +193,7 @@ def pictures(name: str, axis: Axis, found: dict[str, tuple[list[Point], str]], o
 
 
 def run_axis(name: str, axis: Axis, args: argparse.Namespace, device: torch.device) -> None:
-    command = f"python -m bench scaling --device {device.type} --only {name}"
+    command = f"{threads_said()}python -m bench scaling --device {device.type} --only {name}"
     found: dict[str, tuple[list[Point], str]] = {}
     sizes = tuple(v for v in axis.values if args.largest is None or v <= args.largest)
     for line, work in axis.lines(device.type).items():

@@ -46,6 +46,11 @@ def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:
     return "wall", time.perf_counter
 
 
+def threads_said() -> str:
+    """What stands before a recorded command, where it decides the clock."""
+    return "RAYMARCH_THREADS=1 OMP_NUM_THREADS=1 " if one_thread() else ""
+
+
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
