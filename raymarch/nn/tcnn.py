@@ -62,6 +62,9 @@ class Borrowed:
         self.kind, self.arguments = kind, arguments
         self.modules: dict[torch.device, nn.Module] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:  # copies make their own
+        return Borrowed, (self.kind, *self.arguments)
+
     def __call__(self, x: Tensor, params: Tensor) -> Tensor:
         """x [P, inputs] float32 -> [P, outputs] float32 under flat float32 params."""
         require_gpu(x)
