@@ -1,4 +1,6 @@
-"""Numbers -> inline SVG: curves over steps, and paired dots before and after. The page's style colours them.
+"""Numbers -> inline SVG: curves over steps, paired dots before and after, dots under a roof.
+
+The page's style colours them.
 
 Every function returns one <svg> element that scales with its container; nothing is fetched and nothing runs.
 """
@@ -71,6 +73,69 @@ def before_after_chart(before: Sequence[float], after: Sequence[float], x_label:
     for y, i, name in _spread(ends):
         parts.append(f'<text class="name c{i}" x="{WIDTH - RIGHT + 8}" y="{y + 4:.1f}">{name}</text>')
     return _svg(parts, f"{y_label} before and after")
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One op under the roof: arithmetic per byte, arithmetic per second, its share of the time, its group."""
+
+    name: str
+    intensity: float  # FLOP per byte
+    rate: float  # FLOP per second
+    share: float  # 0..1, the dot's area
+    group: int = 0  # colour
+
+
+def roofline(dots: Sequence[Dot], bandwidth: float, peak: float, named: int = 8) -> str:
+    """Dots under the roof that a machine's bandwidth (bytes/s) and arithmetic (FLOP/s) make; log axes.
+
+    The dots with the largest shares have their names beside them. Dots without arithmetic are left out.
+    """
+    usable = [d for d in dots if d.intensity > 0 and d.rate > 0]
+    if not usable:
+        return line_chart([], "FLOP per byte", "GFLOP/s")
+    ridge = peak / bandwidth
+    xs = [d.intensity for d in usable]
+    low, high = min(*xs, ridge) / 2, max(*xs, ridge) * 2
+    roof = [(x, min(peak, bandwidth * x)) for x in (low, ridge, high)]
+    ys = [y / 1e9 for y in [d.rate for d in usable] + [y for _, y in roof]]
+    x_axis, y_axis = _log_axis(low, high), _log_axis(min(ys), max(ys))
+    parts = [_frame(x_axis, y_axis, "arithmetic per byte moved, FLOP/byte", "GFLOP/s")]
+    line = " ".join(f"{_x(x, x_axis):.1f},{_y(y / 1e9, y_axis):.1f}" for x, y in roof)
+    parts.append(f'<polyline class="roof" points="{line}"/>')
+    for text, x, y, above in (
+        (f"copy {bandwidth / 1e9:.3g} GB/s", *roof[0], 6),
+        (f"products {peak / 1e9:.4g} GFLOP/s", *roof[1], -6),
+    ):
+        place = f'x="{_x(x, x_axis) + 8:.1f}" y="{_y(y / 1e9, y_axis) + above:.1f}"'
+        parts.append(f'<text class="tick" {place}>{escape(text)}</text>')
+    placed: list[tuple[float, float]] = []
+    by_share = sorted(usable, key=lambda d: -d.share)
+    for dot in reversed(by_share):  # large ones last would hide small ones; their titles name them all
+        x, y, radius = _x(dot.intensity, x_axis), _y(dot.rate / 1e9, y_axis), 3 + 16 * math.sqrt(dot.share)
+        words = f"{dot.name}: {100 * dot.share:.1f} %, {dot.rate / 1e9:.4g} GFLOP/s"
+        parts.append(
+            f'<circle class="dot seen c{dot.group % 6}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
+            f"<title>{escape(words)}</title></circle>"
+        )
+    for dot in by_share[:named]:
+        x, y = _x(dot.intensity, x_axis), _y(dot.rate / 1e9, y_axis)
+        y = _clear(x, y + 4, placed)
+        parts.append(
+            f'<text class="name c{dot.group % 6}" x="{x + 8:.1f}" y="{y:.1f}">{escape(dot.name)}</text>'
+        )
+    return _svg(parts, "arithmetic per second over arithmetic per byte")
+
+
+def _clear(x: float, y: float, placed: list[tuple[float, float]]) -> float:
+    """A height near y at which a name at x covers none of those placed before."""
+    for step in range(12):
+        for moved in (y + 14 * step, y - 14 * step):
+            free = all(abs(moved - other) >= 13 or abs(x - left) >= 150 for left, other in placed)
+            if free and TOP + 8 < moved < HEIGHT - BOTTOM:
+                placed.append((x, moved))
+                return moved
+    return y
 
 
 @dataclass(frozen=True)

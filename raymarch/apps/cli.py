@@ -1,5 +1,5 @@
 """The command line: raymarch demo | extract | train | resume | eval | render | query | view | localize |
-export | poses | report | inspect | doctor."""
+export | poses | report | inspect | profile | doctor."""
 
 from __future__ import annotations
 
@@ -485,6 +485,56 @@ def inspect(
         print(line)
 
 
+def profile(
+    run: Positional[Path | None] = None,
+    preset: str | None = None,
+    scene: Path | None = None,
+    what: Literal["train", "render", "op"] = "train",
+    op: str | None = None,
+    out: Path | None = None,
+    steps: int | None = None,
+    set: Set = (),
+    side: int | None = None,
+    nvtx: bool = False,
+    device: Device = "auto",
+) -> None:
+    """Say where a training step or a frame spends its time, by stage and by op (docs/profiling.md).
+
+    Args:
+        run: Run folder; nothing in it is changed but its folder `profile`.
+        preset: Instead of a run: nerfacto, f3rm or tiny, untrained, at a step past its warm-up.
+        scene: Photos to take (default: the run's own, or the built-in scene).
+        what: A training step, a frame, or one native op with what a step gives it.
+        op: The op of --what op, as hashgrid_backward; without _forward or _backward, both.
+        out: Output folder (default: RUN/profile or raymarch_profile).
+        steps: How many steps (or frames) to look at (default: 30 on a GPU, 6 without).
+        set: Change a setting of the preset, as train.trainer.fused=false. May be given several times.
+        side: Pixels of the longer side of a frame (default: 1080 on a GPU, 96 without).
+        nvtx: Also mark stages and ops for Nsight, in the domain raymarch (needs the package nvtx).
+        device: Where to run.
+    """
+    from raymarch.apps.profiling import profile_run
+
+    try:
+        for line in profile_run(
+            run,
+            preset,
+            scene,
+            what,
+            op,
+            out,
+            steps,
+            set,
+            side,
+            nvtx,
+            device,
+            lambda words: _say(f"profile: {words}"),
+        ):
+            print(line)
+    except KeyboardInterrupt:
+        raise UserStop("stopped; no profile was written") from None
+
+
 def doctor() -> None:
     """What was built, what is installed, and what this machine can run."""
     from raymarch.apps.doctor import main as examine
@@ -496,7 +546,7 @@ COMMANDS = {
     f.__name__: f
     for f in (
         *(demo, inspect, extract, train, resume, eval, render, query, view, report),
-        *(localize, poses, export, doctor),
+        *(localize, poses, export, profile, doctor),
     )
 }
 

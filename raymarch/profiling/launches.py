@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,7 +43,7 @@ class Watching(TorchDispatchMode):
     What it sees it runs itself: override `native` and `torch_op`, and call `super` for the op to happen.
     """
 
-    def __enter__(self) -> Watching:
+    def __enter__(self) -> Self:
         self._through = _op.launches_through(self.native)
         self._through.__enter__()
         return super().__enter__()

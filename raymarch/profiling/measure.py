@@ -1,0 +1,365 @@
+"""Figures of a step or a frame: as it really runs, stage by stage, and op by op.
+
+Three passes over the same steps. The first runs them as always, in a graph where there is one, and is what a
+step takes. The second runs them eagerly with marks around stages, the third with marks around every op as
+well. A CPU is timed by its clock; a GPU by events in its stream, which is held up so that the host runs ahead
+and the gaps between marks are the GPU's own.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from raymarch.ops import _op
+from raymarch.profiling.ceilings import floor_seconds
+from raymarch.profiling.counting import Work
+from raymarch.profiling.ranges import BY_NAME, listening, nvtx_ranges
+from raymarch.profiling.recorder import STEP, Event, Ops, Stages, clock_for
+from raymarch.profiling.subjects import Subject, Training, waits
+
+BETWEEN = "between stages"
+HEADS = {
+    "fields.feature": "feature",
+    "fields.radiance.colour": "rgb",
+    "fields.radiance.normals": "predicted_normals",
+}  # by the beginning of a module's name
+HEADS_OF_OPS = {
+    "feature_loss": "feature", "gather_features": "feature", "slope_normals": "normals",
+    "normal_inputs": "predicted_normals", "normal_head": "predicted_normals", "radiance_inputs": "rgb",
+    "colour_inputs": "rgb", "orientation": "normals", "predicted_normals": "predicted_normals",
+}  # fmt: skip
+
+
+@dataclass
+class StageRow:
+    """One stage of one step: its own time, without that of stages inside it."""
+
+    stage: str
+    phase: str
+    head: str
+    ms: float = 0.0
+    share: float = 0.0
+    launches: float = 0.0
+    waits: float = 0.0
+    bytes: float = 0.0
+    flops: float = 0.0
+
+
+@dataclass
+class OpRow:
+    """Calls of one op in one stage and one part of the model, in one step."""
+
+    op: str
+    stage: str
+    module: str
+    head: str
+    native: bool
+    ms: float = 0.0
+    share: float = 0.0
+    calls: float = 0.0
+    launches: float = 0.0
+    waits: float = 0.0
+    bytes: float = 0.0
+    flops: float = 0.0
+    gbs: float = 0.0
+    tflops: float = 0.0
+    floor_ms: float = 0.0
+    percent_of_floor: float = 0.0
+    bound: str = ""  # bytes or arithmetic: which makes the floor
+
+
+@dataclass
+class Measured:
+    """What one profile found. Times are milliseconds of one step (or frame)."""
+
+    what: str
+    ran: dict[str, object]
+    step: dict[str, Any]
+    stages: list[StageRow] = field(default_factory=list)
+    ops: list[OpRow] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)  # of the timeline
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        rows = {"stages": [asdict(r) for r in self.stages], "ops": [asdict(r) for r in self.ops]}
+        return {"what": self.what, "ran": self.ran, "step": self.step, **rows}
+
+
+def measure(
+    subject: Subject,
+    steps: int,
+    limits: dict[str, float],
+    nvtx: bool = False,
+    told: Callable[[str], object] = lambda words: None,
+) -> Measured:
+    """Profile `steps` steps of a subject. `told` hears what happens meanwhile."""
+    on_gpu = subject.device.type == "cuda"
+    with subject.open():
+        told("warming up")
+        subject.restart()
+        subject.real(max(steps, 8) if on_gpu else 2)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        told(f"timing {steps} as they are")
+        subject.restart()
+        laps = subject.real(steps)
+        waited = on_gpu and isinstance(subject, Training) and waits(subject.trainer, 4)
+        told(f"timing the stages of {steps}")
+        staged, _ = _recorded(subject, steps, ops=False)
+        told(f"timing the ops of {steps}")
+        seen, notes = _recorded(subject, steps, ops=True, nvtx=nvtx)
+    real = 1e3 * statistics.fmean(laps)
+    rows = stage_rows(staged, seen, steps)
+    ops = op_rows(seen, steps, real, limits)
+    total = Work(sum(r.bytes for r in ops), sum(r.flops for r in ops))
+    step: dict[str, Any] = {
+        "ms": real,
+        "median_ms": 1e3 * statistics.median(laps),
+        "slowest_ms": 1e3 * max(laps),
+        "quickest_ms": 1e3 * min(laps),
+        "steps": steps,
+        "eager_ms": sum(r.ms for r in rows),
+        "ops_ms": sum(r.ms for r in ops),
+        "launches": sum(r.launches for r in ops),
+        "host_syncs": sum(r.waits for r in ops),
+        "bytes": total.bytes,
+        "flops": total.flops,
+        "floor_ms": sum(r.floor_ms for r in ops),
+        "peak_memory_bytes": peak_memory(subject.device),
+        "peak_memory_is": "of tensors on the GPU" if on_gpu else "of the whole process",
+    }
+    if isinstance(subject, Training):
+        step["proposals_learn_in"] = subject.updates(steps)
+        step["real_step_waits"] = waited  # whether the host waits for the GPU in the step as it is
+        if on_gpu and subject.trainer._fused is None:
+            notes.append(
+                "Gradients of torch's own ops run in a thread that is not watched: stages have their time."
+            )
+    return Measured(subject.what, subject.ran(), step, rows, ops, last_of(seen), notes)
+
+
+def _recorded(subject: Subject, steps: int, ops: bool, nvtx: bool = False) -> tuple[list[Event], list[str]]:
+    """The events of as many eager steps, and what went otherwise than asked."""
+    clock, notes = clock_for(subject.device), []
+    stages = Stages(clock)
+    marks = nullcontext()
+    if nvtx:
+        try:
+            marks = nvtx_ranges()  # type: ignore[assignment]
+            marks.__enter__()
+        except ImportError as error:
+            notes.append(f"{error}; there are no NVTX ranges in this profile.")
+            marks = nullcontext()
+    try:
+        subject.restart()
+        with listening(stages):
+            for _ in range(steps):
+                clock.ahead()
+                with Ops(stages, *subject.owners()) if ops else nullcontext():
+                    stages.begin(STEP)
+                    subject.eager()
+                    stages.end(STEP)
+    finally:
+        marks.__exit__(*sys.exc_info())
+    return stages.close(), notes
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of tensors since the statistics were reset, or the process's largest so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def stage_rows(staged: Sequence[Event], seen: Sequence[Event], steps: int) -> list[StageRow]:
+    """Own times from `staged`; launches, bytes and arithmetic from `seen`. Shares add up to one."""
+    rows: dict[str, StageRow] = {}
+
+    def row(name: str) -> StageRow:
+        if name not in rows:
+            stage = BY_NAME.get(name)
+            words = (BETWEEN, "", "shared") if stage is None else (name, stage.phase, stage.head)
+            rows[name] = StageRow(*words)
+        return rows[name]
+
+    for event in staged:
+        row(event.name).ms += 1e3 * event.seconds / steps
+        if event.name != STEP:
+            row(event.stage).ms -= 1e3 * event.seconds / steps
+    for event in seen:
+        if event.kind == "op":
+            found = row(event.stage)
+            found.launches += event.launches / steps
+            found.waits += event.waits / steps
+            found.bytes += event.work.bytes / steps
+            found.flops += event.work.flops / steps
+    total = sum(r.ms for r in rows.values()) or 1.0
+    for found in rows.values():
+        found.share = found.ms / total
+    order = {name: i for i, name in enumerate(BY_NAME)}
+    return [rows[name] for name in sorted(rows, key=lambda n: order.get(n, len(order)))]
+
+
+def head_of(op: str, module: str, stage: str) -> str:
+    """Whose an op's work is: shared, or of one head."""
+    for prefix, head in HEADS.items():
+        if module.startswith(prefix):
+            return head
+    stem = op.removesuffix("_forward").removesuffix("_backward")
+    if stem in HEADS_OF_OPS:
+        return HEADS_OF_OPS[stem]
+    return BY_NAME[stage].head if stage in BY_NAME else "shared"
+
+
+def op_rows(seen: Sequence[Event], steps: int, real_ms: float, limits: dict[str, float]) -> list[OpRow]:
+    """Ops by stage and part of the model, longest first; shares of the step as it really runs.
+
+    Where ops take longer alone than in the step, their sum is what shares are of.
+    """
+    rows: dict[tuple, OpRow] = {}
+    for event in seen:
+        if event.kind != "op":
+            continue
+        key = (event.name, event.stage, event.module, event.native)
+        if key not in rows:
+            head = head_of(event.name, event.module, event.stage)
+            stage = BETWEEN if event.stage == STEP else event.stage
+            rows[key] = OpRow(event.name, stage, event.module, head, event.native)
+        row = rows[key]
+        row.ms += 1e3 * event.seconds / steps
+        row.calls += 1 / steps
+        row.launches += event.launches / steps
+        row.waits += event.waits / steps
+        row.bytes += event.work.bytes / steps
+        row.flops += event.work.flops / steps
+    total = max(real_ms, sum(r.ms for r in rows.values())) or 1.0
+    for row in rows.values():
+        row.share = row.ms / total
+        against(row, limits)
+    return sorted(rows.values(), key=lambda r: -r.ms)
+
+
+def against(row: OpRow, limits: dict[str, float]) -> None:
+    """Fill in rates and the floor from a row's time, bytes and arithmetic."""
+    took = row.ms / 1e3
+    floor = floor_seconds(row.bytes, row.flops, limits)
+    row.floor_ms = 1e3 * floor
+    row.bound = "bytes" if floor == floor_seconds(row.bytes, 0.0, limits) else "arithmetic"
+    if took > 0:
+        row.gbs, row.tflops = row.bytes / took / 1e9, row.flops / took / 1e12
+        row.percent_of_floor = 100 * floor / took
+
+
+def last_of(seen: Sequence[Event]) -> list[Event]:
+    """The events of the last step."""
+    begun = [i for i, e in enumerate(seen) if e.name == STEP]
+    return list(seen[begun[-1] :]) if begun else []
+
+
+# ---- one op ----
+
+
+class _Taken(Ops):
+    """Keeps copies of what a kernel was called with."""
+
+    def __init__(self, stages: Stages, name: str, owners: tuple[dict[int, str], dict[tuple, str]]):
+        super().__init__(stages, *owners)
+        self.name = name
+        self.kernels: set[str] = set()
+        self.taken: dict[tuple, tuple[Event, Any, tuple, int]] = {}
+
+    def native(self, core: Any, kernel: str, args: tuple) -> None:
+        self.kernels.add(kernel)
+        kept = _copied(args) if kernel == self.name or kernel.startswith(self.name + "_") else None
+        super().native(core, kernel, args)
+        if kept is None:
+            return
+        event = self.stages.events[-1]
+        key = (kernel, event.stage, event.module, _shapes(kept))
+        calls = self.taken[key][3] if key in self.taken else 0
+        self.taken[key] = (event, core, kept, calls + 1)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    return type(value)(_copied(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _shapes(args: tuple) -> tuple:
+    return tuple(tuple(a.shape) for a in args if isinstance(a, torch.Tensor))
+
+
+class OpMissing(ValueError):
+    """A native op that a step does not run; the message says which it does."""
+
+
+def measure_op(
+    subject: Subject,
+    name: str,
+    rounds: int,
+    limits: dict[str, float],
+    seconds: Callable[[list[Callable[[], Any]], torch.device, int], float],
+) -> Measured:
+    """Time the calls that a step makes of one native op, each alone, on copies of what it was given.
+
+    `name`: a kernel's, with or without _forward or _backward. OpMissing where the step has no such op.
+    """
+    subject.restart()
+    with subject.open():
+        subject.real(2)
+        subject.restart()
+        stages = Stages(clock_for(subject.device))
+        with listening(stages), _Taken(stages, name, subject.owners()) as watched:
+            stages.begin(STEP)
+            subject.eager()
+            stages.end(STEP)
+    if not watched.taken:
+        raise OpMissing(
+            f"--op {name}: this {subject.what} step runs no such native op; it runs "
+            f"{', '.join(sorted(watched.kernels))}"
+        )
+    rows = []
+    for event, core, args, calls in watched.taken.values():
+        sets = [args, *(_copied(args) for _ in range(_copies(args, subject.device) - 1))]
+        again: list[Callable[[], Any]] = [partial(_op.call, core, event.name, a) for a in sets]
+        once = seconds(again, subject.device, rounds)
+        work = Work(event.work.bytes * calls, event.work.flops * calls)
+        head = head_of(event.name, event.module, event.stage)
+        row = OpRow(event.name, event.stage, event.module, head, True, 1e3 * once * calls, 0.0, calls)
+        row.launches, row.bytes, row.flops = event.launches * calls, work.bytes, work.flops
+        against(row, limits)
+        rows.append(row)
+    total = sum(r.ms for r in rows) or 1.0
+    for row in rows:
+        row.share = row.ms / total
+    step = {
+        "ms": total,
+        "steps": rounds,
+        "launches": sum(r.launches for r in rows),
+        "bytes": sum(r.bytes for r in rows),
+        "flops": sum(r.flops for r in rows),
+        "floor_ms": sum(r.floor_ms for r in rows),
+        "peak_memory_bytes": peak_memory(subject.device),
+    }
+    return Measured("op", subject.ran(), step, [], sorted(rows, key=lambda r: -r.ms))
+
+
+def _copies(args: tuple, device: torch.device) -> int:
+    """How many copies push each other out of a GPU's L2 cache; one on a CPU."""
+    if device.type != "cuda":
+        return 1
+    flat = [t for a in args for t in (a if isinstance(a, (list, tuple)) else [a])]
+    size = max(1, sum(t.nbytes for t in flat if isinstance(t, torch.Tensor)))
+    cold = 3 * getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 64 << 20)
+    return int(max(1, min(16, cold // size + 1, 8e9 // size)))
