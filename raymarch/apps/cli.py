@@ -3,7 +3,10 @@ export | poses | report | inspect | profile | doctor."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -557,19 +560,39 @@ def _say(*lines: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command. What a user can mend is told in one sentence; exit status 1."""
+    """Run one command. What a user can mend is told in one sentence; exit status 1.
+
+    With RAYMARCH_NVTX in the environment, stages and ops are NVTX ranges (docs/profiling.md).
+    """
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="raymarch",
-            description="Fused ray marching for radiance and feature fields.",
-            args=argv,
-        )
+        with _marked():
+            _run(argv)
     except Exception as error:
         if not _mendable(error):
             raise
         _say(f"raymarch: {error}")
         raise SystemExit(1) from None
+
+
+def _run(argv: list[str] | None) -> None:
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="raymarch",
+        description="Fused ray marching for radiance and feature fields.",
+        args=argv,
+    )
+
+
+def _marked() -> AbstractContextManager[None]:
+    """NVTX ranges around stages and ops where the environment asks for them."""
+    if os.environ.get("RAYMARCH_NVTX", "0") in ("", "0"):
+        return nullcontext()
+    if importlib.util.find_spec("nvtx") is None:
+        _say("raymarch: RAYMARCH_NVTX is set, but ranges need the package nvtx: pip install nvtx")
+        return nullcontext()
+    from raymarch.profiling.ranges import nvtx_ranges
+
+    return nvtx_ranges()
 
 
 def _mendable(error: Exception) -> bool:

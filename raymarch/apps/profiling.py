@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -61,6 +62,8 @@ def profile_run(
     Everything is measured first and written then. ConfigError for arguments that do not go together.
     """
     check(run, name, what, op, steps, settings)
+    if nvtx and importlib.util.find_spec("nvtx") is None:
+        raise ConfigError("--nvtx needs the package nvtx: pip install nvtx")
     where = pick_device(device)
     count = steps or STEPS[where.type]
     folder = folder_for(out, run)
@@ -218,7 +221,7 @@ def kernels_of(subject: Subject, what: str, folder: Path) -> tuple[list[KernelRo
     if what == "op":
         return [], ["Kernels are listed for --what train and --what render."]
     with subject.open():
-        subject.restart()
+        subject.go_to(0)
         return traced(lambda: subject.real(STEPS_TRACED), STEPS_TRACED, folder / "trace.draft")
 
 
@@ -291,7 +294,7 @@ def sentence(record: dict[str, Any]) -> str:
 def facts(record: dict[str, Any]) -> list[tuple[str, object]]:
     ran, step, machine, limits = (record[k] for k in ("ran", "step", "machine", "ceilings"))
     found: list[tuple[str, object]] = [
-        ("machine", f"{machine['name']}, {machine['cores']} cores, {machine['threads']} threads"),
+        ("machine", f"{machine['name']}, {machine['cores']} cores; threads: {machine['threads']}"),
         ("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())),
         ("made", f"{record['command']}, {record['date']}"),
         ("copy bandwidth", f"{limits['copy_gbs']:.4g} GB/s, read and written"),

@@ -1,9 +1,8 @@
 """Figures of a step or a frame: as it really runs, stage by stage, and op by op.
 
-Three passes over the same steps. The first runs them as always, in a graph where there is one, and is what a
-step takes. The second runs them eagerly with marks around stages, the third with marks around every op as
-well. A CPU is timed by its clock; a GPU by events in its stream, which is held up so that the host runs ahead
-and the gaps between marks are the GPU's own.
+Every step is run three times: as always, in a graph where there is one, which is what a step takes; eagerly
+with marks around stages; and eagerly with marks around every op as well. A CPU is timed by its clock; a GPU by
+events in its stream, which is held up so that the host runs ahead and the gaps between marks are the GPU's.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from raymarch.ops import _op
 from raymarch.profiling.ceilings import floor_seconds
 from raymarch.profiling.counting import Work
 from raymarch.profiling.ranges import BY_NAME, listening, nvtx_ranges
-from raymarch.profiling.recorder import STEP, Event, Ops, Stages, clock_for
+from raymarch.profiling.recorder import STEP, DeviceClock, Event, HostClock, Ops, Stages, clock_for
 from raymarch.profiling.subjects import Subject, Training, waits
 
 BETWEEN = "between stages"
@@ -103,23 +102,37 @@ def measure(
 ) -> Measured:
     """Profile `steps` steps of a subject. `told` hears what happens meanwhile."""
     on_gpu = subject.device.type == "cuda"
+    clock = clock_for(subject.device)
+    staged, seen = Stages(clock), Stages(clock)
+    notes: list[str] = []
     with subject.open():
         told("warming up")
-        subject.restart()
+        subject.go_to(0)
         subject.real(max(steps, 8) if on_gpu else 2)
+        laps: list[float] = []
+        waited = False
         if on_gpu:
+            told(f"timing {steps} as they are")
             torch.cuda.reset_peak_memory_stats()
-        told(f"timing {steps} as they are")
-        subject.restart()
-        laps = subject.real(steps)
-        waited = on_gpu and isinstance(subject, Training) and waits(subject.trainer, 4)
-        told(f"timing the stages of {steps}")
-        staged, _ = _recorded(subject, steps, ops=False)
-        told(f"timing the ops of {steps}")
-        seen, notes = _recorded(subject, steps, ops=True, nvtx=nvtx)
+            subject.go_to(0)
+            laps = subject.real(steps)
+            waited = isinstance(subject, Training) and waits(subject.trainer, 4)
+        for i in range(steps):  # the three in turn, so that what else the machine does hits all of them
+            told(f"{i + 1} of {steps}")
+            if not on_gpu:
+                subject.go_to(i)
+                laps += subject.real(1)
+            record(subject, i, staged, clock)
+            record(subject, i, seen, clock, Ops(seen, *subject.owners()))
+        if nvtx:
+            told("once more, with NVTX ranges")
+            subject.go_to(0)
+            with nvtx_ranges():
+                subject.eager()
+    in_stages, in_ops = staged.close(), seen.close()
     real = 1e3 * statistics.fmean(laps)
-    rows = stage_rows(staged, seen, steps)
-    ops = op_rows(seen, steps, real, limits)
+    rows = stage_rows(in_stages, in_ops, steps)
+    ops = op_rows(in_ops, steps, real, limits)
     total = Work(sum(r.bytes for r in ops), sum(r.flops for r in ops))
     step: dict[str, Any] = {
         "ms": real,
@@ -144,33 +157,19 @@ def measure(
             notes.append(
                 "Gradients of torch's own ops run in a thread that is not watched: stages have their time."
             )
-    return Measured(subject.what, subject.ran(), step, rows, ops, last_of(seen), notes)
+    return Measured(subject.what, subject.ran(), step, rows, ops, last_of(in_ops), notes)
 
 
-def _recorded(subject: Subject, steps: int, ops: bool, nvtx: bool = False) -> tuple[list[Event], list[str]]:
-    """The events of as many eager steps, and what went otherwise than asked."""
-    clock, notes = clock_for(subject.device), []
-    stages = Stages(clock)
-    marks = nullcontext()
-    if nvtx:
-        try:
-            marks = nvtx_ranges()  # type: ignore[assignment]
-            marks.__enter__()
-        except ImportError as error:
-            notes.append(f"{error}; there are no NVTX ranges in this profile.")
-            marks = nullcontext()
-    try:
-        subject.restart()
-        with listening(stages):
-            for _ in range(steps):
-                clock.ahead()
-                with Ops(stages, *subject.owners()) if ops else nullcontext():
-                    stages.begin(STEP)
-                    subject.eager()
-                    stages.end(STEP)
-    finally:
-        marks.__exit__(*sys.exc_info())
-    return stages.close(), notes
+def record(
+    subject: Subject, i: int, stages: Stages, clock: HostClock | DeviceClock, ops: Ops | None = None
+) -> None:
+    """Repetition i, eagerly, into `stages`; every op too where there are `ops`."""
+    subject.go_to(i)
+    clock.ahead()
+    with listening(stages), ops or nullcontext():
+        stages.begin(STEP)
+        subject.eager()
+        stages.end(STEP)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -315,15 +314,13 @@ def measure_op(
 
     `name`: a kernel's, with or without _forward or _backward. OpMissing where the step has no such op.
     """
-    subject.restart()
+    subject.go_to(0)
+    clock = clock_for(subject.device)
     with subject.open():
         subject.real(2)
-        subject.restart()
-        stages = Stages(clock_for(subject.device))
-        with listening(stages), _Taken(stages, name, subject.owners()) as watched:
-            stages.begin(STEP)
-            subject.eager()
-            stages.end(STEP)
+        stages = Stages(clock)
+        watched = _Taken(stages, name, subject.owners())
+        record(subject, 0, stages, clock, watched)
     if not watched.taken:
         raise OpMissing(
             f"--op {name}: this {subject.what} step runs no such native op; it runs "

@@ -155,7 +155,7 @@ class Ops(Watching):
 
 
 def addresses(
-    model: nn.Module, more: Mapping[Tensor, Tensor] | None = None
+    model: nn.Module, more: Mapping[nn.Parameter, Tensor] | None = None
 ) -> tuple[dict[int, str], dict[tuple, str]]:
     """Where a model's parameters and tables' copies lie, and the shapes that only one table has.
 

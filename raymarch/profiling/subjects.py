@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from raymarch.model import Model
 from raymarch.model.frames import FrameRenderer, Settings
@@ -37,7 +36,7 @@ def waits(trainer: Trainer, steps: int = 10) -> bool:
 
 
 class Subject(Protocol):
-    """Something that happens again and again, the same every time after `restart`."""
+    """Something that happens again and again, the same every time after `go_to`."""
 
     what: str
     model: Model
@@ -46,7 +45,8 @@ class Subject(Protocol):
     def ran(self) -> dict[str, object]:
         """How it really runs, in words and switches."""
 
-    def restart(self) -> None: ...
+    def go_to(self, i: int) -> None:
+        """Make repetition i the next one."""
 
     def real(self, count: int) -> list[float]:
         """Do it `count` times as it is always done: seconds of each, or of their mean where only that is
@@ -64,7 +64,7 @@ class Subject(Protocol):
 
 
 class Training:
-    """Steps of a trainer from its present step on, the same ones again after `restart`."""
+    """Steps of a trainer from its present step on, the same ones again after `go_to`."""
 
     what = "train"
 
@@ -94,8 +94,8 @@ class Training:
             "seconds_are": "of each step" if self.device.type == "cpu" else "the mean of all steps",
         }
 
-    def restart(self) -> None:
-        skip_to(self.trainer, self.first)
+    def go_to(self, i: int) -> None:
+        skip_to(self.trainer, self.first + i)
 
     def real(self, count: int) -> list[float]:
         trainer = self.trainer
@@ -137,10 +137,8 @@ class Training:
         return sum(self.trainer._updates[self.first : self.first + count])
 
     def owners(self) -> tuple[dict[int, str], dict[tuple, str]]:
-        sums: dict[Tensor, Tensor] = {}
-        if self.trainer._fused is not None:
-            sums.update(self.trainer._fused._sums)
-        return addresses(self.model, sums)
+        fused = self.trainer._fused
+        return addresses(self.model, None if fused is None else fused._sums)
 
 
 class Frames:
@@ -169,7 +167,8 @@ class Frames:
             "seconds_are": "of each frame",
         }
 
-    def restart(self) -> None: ...
+    def go_to(self, i: int) -> None:
+        """Make repetition i the next one."""
 
     def real(self, count: int) -> list[float]:
         laps = []
