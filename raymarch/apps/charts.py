@@ -15,6 +15,7 @@ from statistics import median
 
 WIDTH, HEIGHT = 640, 290
 LEFT, RIGHT, TOP, BOTTOM = 64, 150, 14, 46  # margins: the right one holds the names of the curves
+NAMES = 210  # more of it, for the names of ops
 
 
 @dataclass(frozen=True)
@@ -86,56 +87,41 @@ class Dot:
     group: int = 0  # colour
 
 
-def roofline(dots: Sequence[Dot], bandwidth: float, peak: float, named: int = 8) -> str:
+def roofline(dots: Sequence[Dot], bandwidth: float, peak: float, named: int = 12) -> str:
     """Dots under the roof that a machine's bandwidth (bytes/s) and arithmetic (FLOP/s) make; log axes.
 
-    The dots with the largest shares have their names beside them. Dots without arithmetic are left out.
+    The dots with the largest shares are numbered and named. Dots without arithmetic are left out.
     """
-    usable = [d for d in dots if d.intensity > 0 and d.rate > 0]
+    usable = sorted((d for d in dots if d.intensity > 0 and d.rate > 0), key=lambda d: -d.share)
     if not usable:
         return line_chart([], "FLOP per byte", "GFLOP/s")
     ridge = peak / bandwidth
-    xs = [d.intensity for d in usable]
-    low, high = min(*xs, ridge) / 2, max(*xs, ridge) * 2
-    roof = [(x, min(peak, bandwidth * x)) for x in (low, ridge, high)]
-    ys = [y / 1e9 for y in [d.rate for d in usable] + [y for _, y in roof]]
-    x_axis, y_axis = _log_axis(low, high), _log_axis(min(ys), max(ys))
+    low, high = (pick([*(d.intensity for d in usable), ridge]) for pick in (min, max))
+    roof = [(x, min(peak, bandwidth * x) / 1e9) for x in (low / 2, ridge, high * 2)]
+    rates = [*(d.rate / 1e9 for d in usable), *(y for _, y in roof)]
+    x_axis, y_axis = _log_axis(low / 2, high * 2), _log_axis(min(rates), max(rates))
     parts = [_frame(x_axis, y_axis, "arithmetic per byte moved, FLOP/byte", "GFLOP/s")]
-    line = " ".join(f"{_x(x, x_axis):.1f},{_y(y / 1e9, y_axis):.1f}" for x, y in roof)
+    line = " ".join(f"{_x(x, x_axis):.1f},{_y(y, y_axis):.1f}" for x, y in roof)
     parts.append(f'<polyline class="roof" points="{line}"/>')
-    for text, x, y, above in (
-        (f"copy {bandwidth / 1e9:.3g} GB/s", *roof[0], 6),
-        (f"products {peak / 1e9:.4g} GFLOP/s", *roof[1], -6),
-    ):
-        place = f'x="{_x(x, x_axis) + 8:.1f}" y="{_y(y / 1e9, y_axis) + above:.1f}"'
-        parts.append(f'<text class="tick" {place}>{escape(text)}</text>')
-    placed: list[tuple[float, float]] = []
-    by_share = sorted(usable, key=lambda d: -d.share)
-    for dot in reversed(by_share):  # large ones last would hide small ones; their titles name them all
+    for dot in usable:
         x, y, radius = _x(dot.intensity, x_axis), _y(dot.rate / 1e9, y_axis), 3 + 16 * math.sqrt(dot.share)
-        words = f"{dot.name}: {100 * dot.share:.1f} %, {dot.rate / 1e9:.4g} GFLOP/s"
+        words = f"{dot.name}: {100 * dot.share:.1f} %, {_number(dot.rate / 1e9)} GFLOP/s"
         parts.append(
             f'<circle class="dot seen c{dot.group % 6}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
             f"<title>{escape(words)}</title></circle>"
         )
-    for dot in by_share[:named]:
+    left = WIDTH - RIGHT + 10
+    known = f"roof: {_number(bandwidth / 1e9)} GB/s, {_number(peak / 1e9)} GFLOP/s"
+    parts.append(f'<text class="small" x="{left}" y="{TOP + 8}">{known}</text>')
+    for i, dot in enumerate(usable[:named]):
         x, y = _x(dot.intensity, x_axis), _y(dot.rate / 1e9, y_axis)
-        y = _clear(x, y + 4, placed)
-        parts.append(
-            f'<text class="name c{dot.group % 6}" x="{x + 8:.1f}" y="{y:.1f}">{escape(dot.name)}</text>'
-        )
-    return _svg(parts, "arithmetic per second over arithmetic per byte")
-
-
-def _clear(x: float, y: float, placed: list[tuple[float, float]]) -> float:
-    """A height near y at which a name at x covers none of those placed before."""
-    for step in range(12):
-        for moved in (y + 14 * step, y - 14 * step):
-            free = all(abs(moved - other) >= 13 or abs(x - left) >= 150 for left, other in placed)
-            if free and TOP + 8 < moved < HEIGHT - BOTTOM:
-                placed.append((x, moved))
-                return moved
-    return y
+        parts.append(f'<text class="number" x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle">{i + 1}</text>')
+        place = f'x="{left}" y="{TOP + 28 + 17 * i}"'
+        words = f"{i + 1}: {100 * dot.share:.1f} % {dot.name}"
+        parts.append(f'<text class="name small c{dot.group % 6}" {place}>{escape(words)}</text>')
+    opening = f'<svg class="chart roofed" viewBox="0 0 {WIDTH + NAMES} {HEIGHT}" role="img" '
+    label = "arithmetic per second over arithmetic per byte"
+    return opening + f'aria-label="{label}">' + "".join(parts) + "</svg>"
 
 
 @dataclass(frozen=True)

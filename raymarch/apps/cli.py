@@ -516,23 +516,11 @@ def profile(
         nvtx: Also mark stages and ops for Nsight, in the domain raymarch (needs the package nvtx).
         device: Where to run.
     """
-    from raymarch.apps.profiling import profile_run
+    from raymarch.apps.profiling import Request, profile_run
 
     try:
-        for line in profile_run(
-            run,
-            preset,
-            scene,
-            what,
-            op,
-            out,
-            steps,
-            set,
-            side,
-            nvtx,
-            device,
-            lambda words: _say(f"profile: {words}"),
-        ):
+        asked = Request(run, preset, scene, what, op, out, steps, set, side, nvtx, device)
+        for line in profile_run(asked, lambda words: _say(f"profile: {words}")):
             print(line)
     except KeyboardInterrupt:
         raise UserStop("stopped; no profile was written") from None

@@ -1,17 +1,18 @@
 """A step drawn as the pipeline: its parts from left to right, a box for each stage with its time.
 
-Pre-processing, model and post-processing lie in one row, what follows (backward, optimiser) in another. A box
-is filled as far as its stage's share; below its name stand whose work it is and which ops take longest.
+Pre-processing, model and post-processing lie in one row, what follows (backward, optimiser) in another. The
+bar in a box is as long as its stage's share; below the name stand whose work it is and the longest ops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, GAP, PAD = 1080, 26, 10
-LINE, SMALL = 19, 15  # heights of lines of text
+LINE, SMALL, BAR = 19, 15, 5  # heights: lines of text, and the bar
+LETTER = 6.2  # width of a small letter, about
 FORWARD = ("pre-processing", "model", "post-processing")
 BACK = ("backward", "optimiser")
 
@@ -24,6 +25,7 @@ class Box:
     phase: str
     ms: float
     share: float
+    heads: Mapping[str, float] = field(default_factory=dict)  # milliseconds by head
     lines: Sequence[str] = ()
 
 
@@ -62,17 +64,35 @@ def _column(
 
 
 def _box(parts: list[str], box: Box, x: float, y: float, width: float, colour: int) -> float:
-    height = PAD + LINE + SMALL * len(box.lines) + PAD
+    letters = int((width - 2 * PAD) / LETTER)
+    heads = [f"{head.replace('_', ' ')} {ms:.3g}" for head, ms in box.heads.items()]
+    lines = [*_wrapped(heads, letters), *(_cut(line, letters) for line in box.lines)]
+    height = PAD + LINE + SMALL * len(lines) + PAD + BAR
     filled = max(0.0, min(1.0, box.share)) * width
-    parts.append(f'<rect class="box" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" rx="5"/>')
-    place = f'x="{x:.1f}" y="{y:.1f}" width="{filled:.1f}" height="{height}"'
-    parts.append(f'<rect class="part c{colour}" {place} rx="5"/>')
+    place, low = f'x="{x:.1f}" width=', y + height - BAR
+    parts.append(f'<rect class="box" {place}"{width:.1f}" y="{y:.1f}" height="{height}" rx="3"/>')
+    parts.append(f'<rect class="part c{colour}" {place}"{filled:.1f}" y="{low:.1f}" height="{BAR}"/>')
     parts.append(_text(x + PAD, y + PAD + 12, box.name, "head"))
     words = f"{_ms(box.ms)}  {100 * box.share:.1f} %"
     parts.append(_text(x + width - PAD, y + PAD + 12, words, "head", "end"))
-    for i, line in enumerate(box.lines):
+    for i, line in enumerate(lines):
         parts.append(_text(x + PAD, y + PAD + LINE + 10 + SMALL * i, line, "small"))
     return y + height
+
+
+def _wrapped(items: Sequence[str], letters: int) -> list[str]:
+    """The items with commas between, in lines of so many letters."""
+    lines: list[str] = []
+    for item in items:
+        if lines and len(lines[-1]) + len(item) + 2 <= letters:
+            lines[-1] += f", {item}"
+        else:
+            lines.append(item)
+    return [*lines[:-1], lines[-1] + " ms"] if lines else []
+
+
+def _cut(line: str, letters: int) -> str:
+    return line if len(line) <= letters else line[: letters - 1] + "…"
 
 
 def _text(x: float, y: float, words: str, kind: str, anchor: str = "start") -> str:

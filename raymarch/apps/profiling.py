@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,67 +40,74 @@ SIDE = {"cpu": 96, "cuda": 1080}  # pixels of the longer side of a frame
 WHAT = ("train", "render", "op")
 VIEWS, SIZE = 8, 64  # of the built-in scene
 SHOWN = {"terminal": 16, "page": 60}  # ops in a table
+LEAST = 1e-3  # share of an op that has a dot
 FILES = ("index.html", "profile.json", "trace.json")
 
 
-def profile_run(
-    run: Path | None,
-    name: str | None,
-    scene: Path | None = None,
-    what: str = "train",
-    op: str | None = None,
-    out: Path | None = None,
-    steps: int | None = None,
-    settings: Sequence[str] = (),
-    side: int | None = None,
-    nvtx: bool = False,
-    device: str = "auto",
-    told: Callable[[str], object] = lambda words: None,
-) -> Iterator[str]:
+@dataclass(frozen=True)
+class Request:
+    """What a user asks to be profiled; the options of `raymarch profile`."""
+
+    run: Path | None = None
+    preset: str | None = None
+    scene: Path | None = None
+    what: str = "train"
+    op: str | None = None
+    out: Path | None = None
+    steps: int | None = None
+    settings: tuple[str, ...] = ()
+    side: int | None = None
+    nvtx: bool = False
+    device: str = "auto"
+
+
+def profile_run(asked: Request, told: Callable[[str], object] = lambda words: None) -> Iterator[str]:
     """Profile a run's or a preset's steps, frames or one op; yields what a user should read.
 
     Everything is measured first and written then. ConfigError for arguments that do not go together.
     """
-    check(run, name, what, op, steps, settings)
-    if nvtx and importlib.util.find_spec("nvtx") is None:
-        raise ConfigError("--nvtx needs the package nvtx: pip install nvtx")
-    where = pick_device(device)
-    count = steps or STEPS[where.type]
-    folder = folder_for(out, run)
+    check(asked)
+    device = pick_device(asked.device)
+    count = asked.steps or STEPS[device.type]
+    folder = folder_for(asked.out, asked.run)
     told("opening")
-    subject = subject_of(run, name, scene, what, count, settings, side, where)
+    subject = subject_of(asked, count, device)
     told("measuring what the machine can do")
-    limits = ceilings(where)
+    limits = ceilings(device)
     try:
         measured = (
-            measure_op(subject, op or "", max(count, 10), limits, seconds)
-            if what == "op"
-            else measure(subject, count, limits, nvtx, told)
+            measure_op(subject, asked.op or "", max(count, 10), limits, seconds)
+            if asked.what == "op"
+            else measure(subject, count, limits, asked.nvtx, told)
         )
     except OpMissing as error:
         raise ConfigError(str(error)) from None
     folder.mkdir(parents=True, exist_ok=True)
-    rows, notes = kernels_of(subject, what, folder)
+    rows, notes = kernels_of(subject, asked.what, folder)
     measured.notes += notes
-    record = described(run, name, scene, op, where, limits) | measured.to_dict()
+    record = described(asked, device, limits) | measured.to_dict()
     record |= {"kernels": [row.to_dict() for row in rows], "notes": measured.notes}
     write(folder, record, measured, rows, limits)
-    yield from shown(record, measured, rows, limits)
+    yield from shown(record, measured, rows)
     yield str(folder / "index.html")
 
 
-def check(
-    run: Path | None, name: str | None, what: str, op: str | None, steps: int | None, settings: Sequence[str]
-) -> None:
+def check(asked: Request) -> None:
     """ConfigError in one sentence where arguments do not go together."""
-    if (run is None) == (name is None):
+    if (asked.run is None) == (asked.preset is None):
         raise ConfigError("profile takes either a run folder or --preset, to say which model to profile")
-    if (what == "op") != (op is not None):
+    if asked.what not in WHAT:
+        raise ConfigError(f"--what is {asked.what!r}, expected one of {', '.join(WHAT)}")
+    if (asked.what == "op") != (asked.op is not None):
         raise ConfigError("--what op and --op NAME go together: --what op --op hashgrid_forward")
-    if steps is not None and steps < 1:
-        raise ConfigError(f"--steps is {steps}, expected at least 1")
-    if run is not None and settings:
+    if asked.steps is not None and asked.steps < 1:
+        raise ConfigError(f"--steps is {asked.steps}, expected at least 1")
+    if asked.side is not None and asked.side < 1:
+        raise ConfigError(f"--side is {asked.side}, expected at least 1")
+    if asked.run is not None and asked.settings:
         raise ConfigError("--set changes a preset; a run is profiled with the settings it was trained with")
+    if asked.nvtx and importlib.util.find_spec("nvtx") is None:
+        raise ConfigError("--nvtx needs the package nvtx: pip install nvtx")
 
 
 def folder_for(out: Path | None, run: Path | None) -> Path:
@@ -117,24 +124,15 @@ def folder_for(out: Path | None, run: Path | None) -> Path:
 # ---- what is profiled ----
 
 
-def subject_of(
-    run: Path | None,
-    name: str | None,
-    scene: Path | None,
-    what: str,
-    count: int,
-    settings: Sequence[str],
-    side: int | None,
-    device: torch.device,
-) -> Subject:
-    photos = load(scene) if scene is not None else None
-    if what == "render":
-        return frames_of(run, name, photos, settings, side, device)
-    if run is None:
-        return Training(fresh_trainer(name or "", photos, settings, count, device))
-    step = checkpoint.newest(run)[1]["step"]
-    trainer = resume(run, str(device), photos or _kept_scene(run), steps=step + max(count, 8) + 8)
-    return Training(trainer)
+def subject_of(asked: Request, count: int, device: torch.device) -> Subject:
+    photos = load(asked.scene) if asked.scene is not None else None
+    if asked.what == "render":
+        return frames_of(asked, photos, device)
+    if asked.run is None:
+        return Training(fresh_trainer(asked, photos, count, device))
+    step = checkpoint.newest(asked.run)[1]["step"]
+    more = step + max(count, 8) + 8
+    return Training(resume(asked.run, str(device), photos or _kept_scene(asked.run), steps=more))
 
 
 def _kept_scene(run: Path) -> Scene | None:
@@ -147,24 +145,17 @@ def _kept_scene(run: Path) -> Scene | None:
     return built_in(config.model.fields.feature.width, views)
 
 
-def frames_of(
-    run: Path | None,
-    name: str | None,
-    photos: Scene | None,
-    settings: Sequence[str],
-    side: int | None,
-    device: torch.device,
-) -> Frames:
+def frames_of(asked: Request, photos: Scene | None, device: torch.device) -> Frames:
     heads = frozenset({"rgb", "depth"})
-    if run is not None:
-        opened = TrainedScene(run, str(device))
+    if asked.run is not None:
+        opened = TrainedScene(asked.run, str(device))
         camera = opened.camera("test" if opened.test else "train", 0)
-        return Frames(opened.model, _sized(camera, side, device), heads)
-    trainer = fresh_trainer(name or "", photos, settings, 1, device)
+        return Frames(opened.model, _sized(camera, asked.side, device), heads)
+    trainer = fresh_trainer(asked, photos, 1, device)
     camera = subset(trainer.source.cameras, (0,), device)
     if photos is None:
-        camera = _enlarged(camera, side or SIDE[device.type])
-    return Frames(trainer.model, _sized(camera, side, device), heads)
+        camera = _enlarged(camera, asked.side or SIDE[device.type])
+    return Frames(trainer.model, _sized(camera, asked.side, device), heads)
 
 
 def _sized(camera: Cameras, side: int | None, device: torch.device) -> Cameras:
@@ -177,12 +168,10 @@ def _enlarged(camera: Cameras, side: int) -> Cameras:
     return replace(camera, intrinsics=camera.intrinsics * factor, size=(camera.size * factor).round().long())
 
 
-def fresh_trainer(
-    name: str, photos: Scene | None, settings: Sequence[str], count: int, device: torch.device
-) -> Trainer:
+def fresh_trainer(asked: Request, photos: Scene | None, count: int, device: torch.device) -> Trainer:
     """A trainer of a preset at a step past its warm-up, when steps cost what most of them cost."""
-    config = preset(name)
-    for setting in settings:
+    config = preset(asked.preset or "")
+    for setting in asked.settings:
         config = override(config, setting)
     scene = photos or built_in(config.model.fields.feature.width, VIEWS)
     late = config.model.sampler.update_warmup + config.model.sampler.update_every + 1
@@ -228,15 +217,9 @@ def kernels_of(subject: Subject, what: str, folder: Path) -> tuple[list[KernelRo
 # ---- what is said about it ----
 
 
-def described(
-    run: Path | None,
-    name: str | None,
-    scene: Path | None,
-    op: str | None,
-    device: torch.device,
-    limits: dict[str, float],
-) -> dict[str, Any]:
+def described(asked: Request, device: torch.device, limits: dict[str, float]) -> dict[str, Any]:
     """What was profiled, when, on what and with which versions."""
+    name = asked.run.resolve().name if asked.run is not None else f"preset {asked.preset}"
     on_gpu = device.type == "cuda"
     machine: dict[str, Any] = {"device": device.type, "name": processor(device), "cores": os.cpu_count()}
     machine |= {"threads": cores(), "torch_threads": torch.get_num_threads()}
@@ -244,8 +227,8 @@ def described(
         facts = torch.cuda.get_device_properties(device)
         machine |= {"arch": f"sm_{facts.major}{facts.minor}", "multiprocessors": facts.multi_processor_count}
     return {
-        "title": f"raymarch profile of {run.name if run is not None else 'preset ' + str(name)}",
-        "command": command(run, name, scene, op),
+        "title": f"raymarch profile of {name}",
+        "command": command(asked),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ"),
         "machine": machine,
         "versions": {
@@ -258,10 +241,14 @@ def described(
     }
 
 
-def command(run: Path | None, name: str | None, scene: Path | None, op: str | None) -> str:
-    words = ["raymarch", "profile", *([run.name] if run is not None else ["--preset", str(name)])]
-    words += ["--scene", scene.name] if scene is not None else []
-    return shlex.join(words + (["--what", "op", "--op", op] if op else []))
+def command(asked: Request) -> str:
+    words = ["raymarch", "profile", *([str(asked.run)] if asked.run else [])]
+    for f in fields(Request):
+        value = getattr(asked, f.name)
+        if f.name in ("run", "settings") or value == f.default:
+            continue
+        words += [f"--{f.name}", *([] if value is True else [str(value)])]
+    return shlex.join([*words, *(w for setting in asked.settings for w in ("--set", setting))])
 
 
 def processor(device: torch.device) -> str:
@@ -320,8 +307,8 @@ def cells(row: OpRow) -> list[str]:
     """One op as words; the head of the table is OP_HEAD."""
     return [
         row.op, row.stage, row.module or "", row.head, f"{row.ms:.3f}", f"{100 * row.share:.1f}",
-        f"{row.launches:.3g}", f"{row.bytes / 1e6:.3g}", f"{row.flops / 1e6:.3g}", f"{row.gbs:.3g}",
-        f"{1e3 * row.tflops:.3g}", f"{row.percent_of_floor:.0f}", row.bound,
+        f"{row.launches:.3g}", _short(row.bytes / 1e6), _short(row.flops / 1e6), _short(row.gbs),
+        _short(1e3 * row.tflops), f"{row.percent_of_floor:.0f}", row.bound,
     ]  # fmt: skip
 
 
@@ -333,11 +320,16 @@ STAGE_HEAD = ("stage", "part", "head", "ms", "%", "launches", "waits", "MB", "MF
 KERNEL_HEAD = ("kernel", "ms", "%", "launches", "registers", "threads", "occupancy", "shared", "spills")
 
 
+def _short(value: float) -> str:
+    """Three digits, and no exponent where a table has room for the number."""
+    return f"{value:.0f}" if value >= 1000 else "0" if value < 1e-6 else f"{value:.3g}"
+
+
 def stage_cells(measured: Measured) -> list[list[str]]:
     return [
         [
             r.stage, r.phase, r.head, f"{r.ms:.3f}", f"{100 * r.share:.1f}", f"{r.launches:.3g}",
-            f"{r.waits:.3g}", f"{r.bytes / 1e6:.3g}", f"{r.flops / 1e6:.3g}",
+            f"{r.waits:.3g}", _short(r.bytes / 1e6), _short(r.flops / 1e6),
         ]
         for r in measured.stages
     ]  # fmt: skip
@@ -372,24 +364,18 @@ def boxes(measured: Measured) -> list[Box]:
         if not row.phase:
             continue
         ops = [o for o in measured.ops if o.stage == row.stage]
-        heads = by_head(ops)
-        lines = [", ".join(f"{head} {ms:.3g}" for head, ms in heads.items()) + " ms"] if heads else []
-        lines += [f"{o.op} {_part(o)}{o.ms:.3g} ms" for o in ops[:4]]
-        found.append(Box(row.stage, row.phase, row.ms, row.share, lines))
+        lines = [f"{o.ms:.3g} ms  {o.op} {o.module.removeprefix('fields.')}".rstrip() for o in ops[:4]]
+        found.append(Box(row.stage, row.phase, row.ms, row.share, by_head(ops), lines))
     return found
-
-
-def _part(row: OpRow) -> str:
-    return f"({row.module}) " if row.module else ""
 
 
 def dots(measured: Measured) -> list[Dot]:
     phases = {s.stage: s.phase for s in measured.stages}
     found = []
     for row in measured.ops:
-        if row.bytes > 0 and row.flops > 0 and row.native:
+        if row.bytes > 0 and row.flops > 0 and row.native and row.share >= LEAST:
             group = PHASES.index(phases[row.stage]) if phases.get(row.stage) else len(PHASES)
-            name = f"{row.op} {row.module.removeprefix('fields.')}".strip()
+            name = f"{row.op} {row.module.removeprefix('fields.')}".rstrip()
             found.append(Dot(name, row.flops / row.bytes, 1e12 * row.tflops, row.share, group))
     return found
 
@@ -400,8 +386,8 @@ def sections(
     found: list[Section] = []
     if measured.stages:
         note = (
-            "Each box is a stage of an eager step, filled as far as its share of it; the first line below a "
-            "name says whose the ops' time is."
+            "Each box is a stage of an eager step, its bar as long as its share; the line below a name "
+            "says whose the ops' time is, and the others which ops take longest."
         )
         found.append(Drawing("The step as the pipeline", draw(boxes(measured)), note))
     note = (
@@ -445,15 +431,12 @@ def write(
         os.replace(trace, folder / "trace.json")
 
 
-def shown(
-    record: dict[str, Any], measured: Measured, rows: Sequence[KernelRow], limits: dict[str, float]
-) -> Iterator[str]:
+def shown(record: dict[str, Any], measured: Measured, rows: Sequence[KernelRow]) -> Iterator[str]:
     """The same for a terminal."""
     yield sentence(record)
     if measured.stages:
         yield drawn(STAGE_HEAD, stage_cells(measured))
-    head = OP_HEAD[:4] + OP_HEAD[4:]
-    yield drawn(head, [cells(r) for r in measured.ops[: SHOWN["terminal"]]])
+    yield drawn(OP_HEAD, [cells(r) for r in measured.ops[: SHOWN["terminal"]]])
     rest = measured.ops[SHOWN["terminal"] :]
     if rest:
         yield f"and {len(rest)} more ops of {sum(r.ms for r in rest):.3g} ms together"

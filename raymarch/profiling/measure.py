@@ -1,8 +1,8 @@
 """Figures of a step or a frame: as it really runs, stage by stage, and op by op.
 
 Every step is run three times: as always, in a graph where there is one, which is what a step takes; eagerly
-with marks around stages; and eagerly with marks around every op as well. A CPU is timed by its clock; a GPU by
-events in its stream, which is held up so that the host runs ahead and the gaps between marks are the GPU's.
+with marks around stages; and eagerly with marks around every op as well. A CPU is timed by its clock; a GPU
+by events in its stream, which is held up so that the host runs ahead and the gaps between marks are its own.
 """
 
 from __future__ import annotations
