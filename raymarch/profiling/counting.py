@@ -100,11 +100,8 @@ def _moved(
     if (touched := TOUCHED.get((kernel, name))) is not None:
         entries, ways = touched(shape)
         return ways * min(entries, array.numel()) * array.element_size()
-    if kernel == "adam":
-        ways = {"parameters": 2, "first": 2, "second": 2, "gradients": 1 + bool(named["clear"][i])}.get(
-            name, 1
-        )
-        return ways * array.nbytes
+    if (kernel, name) == ("adam", "gradients"):
+        return (1 + bool(named["clear"][i])) * array.nbytes
     return (2 if (kernel, name) in UPDATED else 1) * array.nbytes
 
 
@@ -112,7 +109,8 @@ def _moved(
 UPDATED = {
     ("radiance_inputs_backward", "grad_codes"),
     ("sum_losses", "healthy"), ("sum_losses", "steps"), ("sum_losses", "ticket"),
-    ("advance", "counter"), ("adam", "healthy"),
+    ("advance", "counter"),
+    ("adam", "healthy"), ("adam", "parameters"), ("adam", "first"), ("adam", "second"),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ by events in its stream, which is held up so that the host runs ahead and the ga
 
 from __future__ import annotations
 
+import difflib
 import resource
 import statistics
 import sys
@@ -142,6 +143,7 @@ def measure(
         "steps": steps,
         "eager_ms": sum(r.ms for r in rows),
         "ops_ms": sum(r.ms for r in ops),
+        "outside_ops_share": max(0.0, 1 - sum(r.share for r in ops)),
         "launches": sum(r.launches for r in ops),
         "host_syncs": sum(r.waits for r in ops),
         "bytes": total.bytes,
@@ -314,16 +316,18 @@ def measure_op(
 
     `name`: a kernel's, with or without _forward or _backward. OpMissing where the step has no such op.
     """
-    subject.go_to(0)
-    clock = clock_for(subject.device)
+    clock, fullest = clock_for(subject.device), subject.fullest()
     with subject.open():
+        subject.go_to(fullest)
         subject.real(2)
         stages = Stages(clock)
         watched = _Taken(stages, name, subject.owners())
-        record(subject, 0, stages, clock, watched)
+        record(subject, fullest, stages, clock, watched)
     if not watched.taken:
+        near = difflib.get_close_matches(name, watched.kernels, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise OpMissing(
-            f"--op {name}: this {subject.what} step runs no such native op; it runs "
+            f"--op {name}: a training step runs no such native op{hint} It runs "
             f"{', '.join(sorted(watched.kernels))}"
         )
     rows = []

@@ -59,6 +59,9 @@ class Subject(Protocol):
     def eager(self) -> None:
         """Do it once, op by op."""
 
+    def fullest(self) -> int:
+        """A repetition in which everything happens that happens in any."""
+
     def owners(self) -> tuple[dict[int, str], dict[tuple, str]]:
         """Whose an array is, by address and by shape (`recorder.addresses`)."""
 
@@ -136,6 +139,11 @@ class Training:
         """In how many of the first `count` steps the proposals learn."""
         return sum(self.trainer._updates[self.first : self.first + count])
 
+    def fullest(self) -> int:
+        """A step in which the proposals learn, if one of the next has them learn."""
+        soon = self.trainer._updates[self.first : self.first + 8]
+        return soon.index(True) if True in soon else 0
+
     def owners(self) -> tuple[dict[int, str], dict[tuple, str]]:
         fused = self.trainer._fused
         return addresses(self.model, None if fused is None else fused._sums)
@@ -189,7 +197,7 @@ class Frames:
     def eager(self) -> None:
         self._eager.render(self.camera, 0, self.heads, self.mode)
 
-    def updates(self, count: int) -> int:
+    def fullest(self) -> int:
         return 0
 
     def owners(self) -> tuple[dict[int, str], dict[tuple, str]]:
