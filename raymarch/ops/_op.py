@@ -38,9 +38,7 @@ def launch(kernel: str, *args) -> None:
 
 
 bodies: dict[str, Callable] = {}  # of every op by its name, as `op` received them
-_instead: Callable[[Any, str, tuple], None] | None = (
-    None  # what runs in a kernel's place, while something looks
-)
+_instead: Callable[[Any, str, tuple], None] | None = None  # what runs in a kernel's place, while open
 
 
 @contextmanager

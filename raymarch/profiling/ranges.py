@@ -29,7 +29,9 @@ class Stage:
     places: tuple[str, ...]  # module:function or module:Class.method
 
 
-FUSED = "raymarch.model.fused:FusedPipeline."
+TO_SAMPLES = "raymarch.model.rays_to_samples:RaysToSamples."
+TO_FIELD = "raymarch.model.samples_to_field:SamplesToField."
+TO_PIXELS = "raymarch.model.field_to_pixels:FieldToPixels."
 STAGES = (
     Stage(
         "pixels",
@@ -46,10 +48,10 @@ STAGES = (
     ),
     Stage("sampler", "pre-processing", "shared", ("raymarch.model.sampler:Sampler.forward",)),
     Stage("fields.proposals", "pre-processing", "shared", ("raymarch.model.fields:ProposalField.forward",)),
-    Stage("rays_to_samples", "pre-processing", "shared", (FUSED + "rays_to_samples",)),
+    Stage("rays_to_samples", "pre-processing", "shared", (TO_SAMPLES + "__call__",)),
     Stage("fields.radiance", "model", "shared", ("raymarch.model.fields:RadianceField.forward",)),
     Stage("fields.feature", "model", "feature", ("raymarch.model.fields:FeatureField.forward",)),
-    Stage("samples_to_field", "model", "shared", (FUSED + "samples_to_field",)),
+    Stage("samples_to_field", "model", "shared", (TO_FIELD + "__call__",)),
     Stage(
         "samples_to_pixels",
         "model",
@@ -57,7 +59,7 @@ STAGES = (
         ("raymarch.model.exact:pictures", "raymarch.model.reduced:pictures"),
     ),
     Stage("renderer", "post-processing", "shared", ("raymarch.model.renderer:Renderer.forward",)),
-    Stage("field_to_pixels", "post-processing", "shared", (FUSED + "field_to_pixels",)),
+    Stage("field_to_pixels", "post-processing", "shared", (TO_PIXELS + "__call__",)),
     Stage(
         "losses",
         "post-processing",
@@ -65,10 +67,10 @@ STAGES = (
         ("raymarch.model:Model.losses", "raymarch.train.trainer:sum_losses"),
     ),
     Stage("backward", "backward", "shared", ("torch:Tensor.backward",)),
-    Stage("proposals_backward", "backward", "shared", (FUSED + "proposals_backward",)),
-    Stage("field_to_pixels_backward", "backward", "shared", (FUSED + "field_to_pixels_backward",)),
-    Stage("samples_to_field_backward", "backward", "shared", (FUSED + "samples_to_field_backward",)),
-    Stage("rays_to_samples_backward", "backward", "shared", (FUSED + "rays_to_samples_backward",)),
+    Stage("proposals_backward", "backward", "shared", (TO_SAMPLES + "proposals_backward",)),
+    Stage("field_to_pixels_backward", "backward", "shared", (TO_PIXELS + "backward",)),
+    Stage("samples_to_field_backward", "backward", "shared", (TO_FIELD + "backward",)),
+    Stage("rays_to_samples_backward", "backward", "shared", (TO_SAMPLES + "backward",)),
     Stage(
         "optim",
         "optimiser",

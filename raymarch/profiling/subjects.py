@@ -81,7 +81,7 @@ class Training:
 
     def ran(self) -> dict[str, object]:
         trainer, fused = self.trainer, self.trainer._fused is not None
-        graph = self.device.type == "cuda" and trainer.config.graph
+        graph = self.device.type == "cuda" and trainer.config.graph and trainer.model.native
         why = unsupported(trainer.model)
         if trainer.source.depth is not None:
             why = why or "the photos have depths, and the depth loss is composed only"
