@@ -50,6 +50,7 @@ DOORS = {
     "timm": "features/dino.py",
     "tyro": "apps/cli.py",
     "viser": "apps/view.py",
+    "nvtx": "profiling/ranges.py",
 }
 
 

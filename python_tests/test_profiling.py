@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,12 +17,14 @@ from raymarch.apps.cli import main
 from raymarch.apps.profiling import Request, profile_run
 from raymarch.config import override, preset
 from raymarch.ops import _op
-from raymarch.profiling.counting import FLOPS, Work, torch_work, work
+from raymarch.profiling.arithmetic import FLOPS
+from raymarch.profiling.counting import Work, torch_work, work
 from raymarch.profiling.kernels import kernel_rows
 from raymarch.profiling.launches import launches_of
 from raymarch.profiling.ranges import BY_NAME, PHASES, STAGES, listening, nvtx_ranges, place
 from raymarch.train.runs import start
 
+ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"copy_gbs": 10.0, "matmul_tflops": 0.05}
 SETTINGS = (
     "train.trainer.rays=64",
@@ -414,3 +417,36 @@ def test_a_gpu_has_kernels_with_registers_and_a_graph(tmp_path):
     assert record["ran"]["graph"] and not record["step"]["real_step_waits"]
     assert any(r["kernel"].startswith("adam_kernel") and r["registers"] for r in record["kernels"])
     assert sum(r["share"] for r in record["stages"]) == pytest.approx(1)
+
+
+# ---- docs/profiling.md ----
+
+PAGE = (ROOT / "docs" / "profiling.md").read_text("utf-8")
+
+
+def test_kernels_and_ops_that_the_page_names_exist():
+    sources = "".join(p.read_text() for p in (ROOT / "csrc" / "cuda").iterdir())
+    kernels = set(re.findall(r"(\w+_kernel)\(", sources))
+    named = set(re.findall(r"\b(\w+_kernel)\b", PAGE))
+    assert len(named) > 15 and named <= kernels
+    ops = set(re.findall(r"--op (\w+)", PAGE))
+    assert ops and all(hasattr(_C, name) for name in ops)
+    assert all(f"{name}_kernel" in kernels for name in ops)
+
+
+def test_stages_files_and_presets_that_the_page_names_exist():
+    table = PAGE.split("## A run on a CPU")[1].split(" op  ")[0]
+    stages = re.findall(r"^ (\w[\w.]*) {3,}[a-z-]+ {2,}shared", table, re.M)
+    listed = PAGE.split("- **Stages**")[1].split("- **Heads.**")[0]
+    stages += re.findall(r"`([a-z_.]+)`", listed)
+    assert len(stages) > 15 and set(stages) <= set(BY_NAME)
+    assert all((ROOT / f).exists() for f in re.findall(r"`((?:raymarch|bench)/[\w./]+)`", PAGE))
+    for name in re.findall(r"--preset (\w+)", PAGE):
+        preset(name)
+
+
+def test_the_page_runs():
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "docs/profiling.md", "exec"), {})
