@@ -20,8 +20,8 @@ done
 export SCENES=${SCENES:-}
 
 declare -A limit=([build]=300 [tests]=480 [checks]=240 [ops]=300 [overhead]=60 [sanitizer]=600 [racecheck]=600
-                  [steps]=400 [quality]=1800 [localise]=300 [everything]=600 [scaling]=600 [peers_build]=580
-                  [peers]=580)
+                  [steps]=400 [quality]=1800 [localise]=300 [tcnn]=300 [everything]=600 [scaling]=600
+                  [peers_build]=580 [peers]=580)
 default=(build tests checks ops overhead sanitizer steps quality)
 
 build() { "$PYTHON" setup.py -q build_ext --inplace && "$PYTHON" -m raymarch.apps.doctor; }
@@ -31,6 +31,7 @@ ops() { "$PYTHON" -m bench.ops --device cuda --record; }
 overhead() { "$PYTHON" -m bench.overhead --device cuda --record; }
 sanitizer() { "$PYTHON" -m bench.checks sanitizer; }
 racecheck() { "$PYTHON" -m bench.checks racecheck; }
+tcnn() { "$PYTHON" -m bench.tcnn --record; }
 on_scenes() {
   if [ -z "$SCENES" ]; then
     echo "no scenes: set SCENES to the folder that holds fox_full and chair" >&2
@@ -45,7 +46,7 @@ everything() { "$PYTHON" -m bench --device cuda --only steps,frames,memory,overh
 scaling() { "$PYTHON" -m bench scaling --device cuda --out "${OUT:-docs/scaling}"; }
 peers_build() { bench/peers.sh build; }
 peers() { bench/peers.sh run ${PEERS:-}; }
-export -f build tests checks ops overhead sanitizer racecheck on_scenes steps quality localise \
+export -f build tests checks ops overhead sanitizer racecheck tcnn on_scenes steps quality localise \
   everything scaling peers_build peers
 
 failed=0
