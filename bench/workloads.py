@@ -24,6 +24,7 @@ from raymarch.data.scene import Scene
 from raymarch.data.synthetic import feature_maps, make_scene
 from raymarch.model import Model
 from raymarch.model.frames import IMAGE_HEADS, FrameRenderer
+from raymarch.profiling.subjects import skip_to
 from raymarch.train.runs import start, subset
 from raymarch.train.trainer import Trainer, one_torch_thread
 from raymarch.types import Cameras
@@ -76,13 +77,6 @@ def trainer_of(work: Work, device: torch.device) -> Trainer:
     for _ in trainer.iterate(12 if device.type == "cuda" else 2):
         pass
     return trainer
-
-
-def skip_to(trainer: Trainer, step: int) -> None:
-    """Put the schedules at a later step: its cost depends on them, hardly on what has been learnt since."""
-    trainer.step = step
-    trainer.counter[1] = step
-    trainer._row.copy_(trainer._schedules[step])
 
 
 def step_laps(
