@@ -3,9 +3,9 @@
 PYTHON ?= python
 SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: check fix format lint types build test resources archs gpu
+.PHONY: check fix format lint types build test docs wheel resources archs gpu
 
-check: format lint types build test
+check: format lint types docs build test
 	$(PYTHON) -m bench.stubs --check
 	$(PYTHON) -m bench.resources --check
 
@@ -30,6 +30,14 @@ build:
 
 test:
 	$(PYTHON) -m pytest -q
+
+# The site, strictly: a dead link, a page outside the navigation or a docstring that does not parse is an error.
+docs:
+	$(PYTHON) -m mkdocs build --strict --quiet
+
+# The source archive, and from it the wheel, into dist/. Nothing of the checkout but what the archive holds.
+wheel:
+	$(PYTHON) -m build --outdir dist
 
 # Registers, stack and spills of every kernel -> bench/resources.txt
 resources:
