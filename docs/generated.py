@@ -3,16 +3,20 @@ write themselves. A hook of mkdocs (mkdocs.yml names it); nothing here imports t
 
 import ast
 import inspect
+import re
 import sys
 from pathlib import Path
 
 import docstring_parser
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SHOWN = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 SHOWN |= {"security.md": "SECURITY.md"}
+SHOW_SOURCE = ("    options:", "      show_source: true")  # fields are explained in comments
+LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"(?:https?:)?//[^>]*>|mermaid")
 
 
 def on_files(files, config):
@@ -22,6 +26,16 @@ def on_files(files, config):
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
     return files
+
+
+def on_post_build(config):
+    """Refuse a site whose pages load anything from elsewhere."""
+    for page in sorted(Path(config.site_dir).rglob("*.html")):
+        if found := LOADED.search(page.read_text("utf-8")):
+            raise PluginError(f"{page.name} loads something from elsewhere: {found[0]}")
+    for sheet in sorted(Path(config.site_dir).rglob("*.css")):
+        if re.search(r"(?:url\(|@import )[\"']?(?:https?:)?//", sheet.read_text("utf-8")):
+            raise PluginError(f"{sheet.name} loads something from elsewhere")
 
 
 def at_home(text: str) -> str:
@@ -58,6 +72,15 @@ def command(name: str, body) -> str:
     return "\n".join([f"## {name}\n", f"`{' '.join(words)}`\n", f"{what}\n", *table, ""])
 
 
+def imports_ops(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module != "raymarch.ops._op"
+
+
+def place(name: str, order: list[str]) -> int:
+    """Where an op's first native part stands in ops.def; last if it has none of its name."""
+    return next((i for i, native in enumerate(order) if native.startswith(name)), len(order))
+
+
 def ops_page() -> str:
     """Every public op, in the order a ray meets them, then what the native core declares."""
     lines = [
@@ -70,12 +93,13 @@ def ops_page() -> str:
     ]
     from bench.stubs import read_ops
 
+    order = [op.name for op in read_ops()]
     tree = ast.parse((ROOT / "raymarch" / "ops" / "__init__.py").read_text("utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module != "raymarch.ops._op":
-            lines += [f"## {str(node.module).rpartition('.')[2]}", ""]
-            for alias in node.names:
-                lines += [f"::: {node.module}.{alias.name}", ""]
+    homes = {str(node.module): [a.name for a in node.names] for node in tree.body if imports_ops(node)}
+    for module in sorted(homes, key=lambda m: min(place(name, order) for name in homes[m])):
+        lines += [f"## {module.rpartition('.')[2]}", ""]
+        for name in homes[module]:
+            lines += [f"::: {module}.{name}", *(SHOW_SOURCE if name[0].isupper() else ()), ""]
     lines += [
         "## What the core declares",
         "",

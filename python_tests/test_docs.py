@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 import tomllib
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -312,6 +312,51 @@ def test_every_file_op_and_setting_that_is_named_exists(page):
                 known = dir(node) if not isinstance(node, tuple) else map(str, range(len(node)))
                 assert part in known, f"{page} names the setting {name}"
                 node = node[int(part)] if isinstance(node, tuple) else getattr(node, part)
+
+
+def test_the_readme_states_what_was_measured():
+    """Each figure of ours in README's table is the record's, rounded as it is shown."""
+    record = json.loads((ROOT / "bench" / "results" / "h200.json").read_text())
+    steps, quality = record["steps"], record["quality"]["fox_full"]
+    off, refined = (quality[name]["5000"] for name in ("nerfacto_off", "nerfacto_so3xr3"))
+    measured = {
+        "nerfacto step, 4096 rays": [steps["nerfacto_4096"]["wall_ms"]],
+        "F3RM step with 768-wide features, 4096 rays": [steps["f3rm_4096"]["wall_ms"]],
+        "held-out PSNR after 5000 steps, poses off": [off["psnr"], off["train_seconds"]],
+        "held-out PSNR after 5000 steps, poses refined": [refined["psnr"], refined["train_seconds"]],
+        "a frame of 1080x1920, rgb and depth": [record["frames"]["rgb_exact"]["ms"]],
+    }
+    text = (ROOT / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]*\d[^|]*) \| [^|]+ \|$", text, re.M)
+    assert [label for label, _ in rows] == list(measured)
+    for label, cell in rows:
+        for shown, value in zip(re.findall(r"[\d.]+", cell), measured[label], strict=True):
+            assert float(shown) == round(value, len(shown.partition(".")[2])), label
+    checks = record["checks"]
+    for told in (
+        "{passed} of {all} tests passed".format(
+            **checks["op_tests_cuda"],
+            all=checks["op_tests_cuda"]["passed"] + checks["op_tests_cuda"]["failed"],
+        ),
+        "{passed} of {ops} ops equalled".format(**checks["cuda_equals_cpu"]["all"]),
+        "{passed} replayed from a CUDA graph".format(**checks["graphs"]),
+    ):
+        assert told in " ".join(text.split())
+
+
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed: extra `docs`")
+def test_a_site_that_loads_from_elsewhere_is_refused(tmp_path):
+    from mkdocs.exceptions import PluginError
+
+    spec = spec_from_file_location("generated", ROOT / "docs" / "generated.py")
+    generated = module_from_spec(spec)
+    spec.loader.exec_module(generated)
+    page, site = tmp_path / "index.html", SimpleNamespace(site_dir=str(tmp_path))
+    page.write_text('<a href="https://example.org">elsewhere</a><script src="assets/x.js"></script>')
+    generated.on_post_build(site)
+    page.write_text('<script async src="https://example.org/x.js"></script>')
+    with pytest.raises(PluginError, match="elsewhere"):
+        generated.on_post_build(site)
 
 
 def test_every_page_is_on_the_site():
