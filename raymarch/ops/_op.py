@@ -24,8 +24,10 @@ def launch(kernel: str, *args) -> None:
     The first argument is a tensor or a list of them; where the op has geometry, a geometry tensor: its dtype
     picks the build.
     """
-    first = args[0][0] if isinstance(args[0], list) else args[0]
-    if isinstance(first, FakeTensor) or first.is_meta:
+    first = args[0]
+    if type(first) is list:
+        first = first[0]
+    if first.is_meta or (type(first) is not Tensor and isinstance(first, FakeTensor)):
         return
     core = _C64 if first.dtype is torch.float64 else _C
     if _watch is not None:
@@ -136,8 +138,10 @@ def differentiable(
             return backward(inputs, kept[count:], grads, ctx.needs_input_grad)
 
     def call(*inputs):
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            return Pair.apply(*inputs)
+        if torch.is_grad_enabled():
+            for x in inputs:  # a generator would cost as much as the rest of this function
+                if isinstance(x, Tensor) and x.requires_grad:
+                    return Pair.apply(*inputs)
         return forward(*inputs)
 
     return call
