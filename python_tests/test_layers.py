@@ -38,7 +38,7 @@ IMPORTS = {
     "trained": TRAIN,
     "export": TRAIN | {"trained"},
     "apps": TRAIN | {"trained", "export", "_C"},
-    "__init__": {"trained", "data"},
+    "__init__": {"trained", "data", "config", "train"},
     "__main__": {"apps"},
 }
 
