@@ -530,6 +530,7 @@ def _mendable(error: Exception) -> bool:
     from raymarch.data.scene import SceneError
     from raymarch.features.encoder import EncoderError
     from raymarch.features.words import WordsError
+    from raymarch.nn import TcnnError
     from raymarch.train.checkpoint import CheckpointError
     from raymarch.train.evaluate import OutOfMemory
     from raymarch.train.photos import LocalizeError
@@ -553,6 +554,7 @@ def _mendable(error: Exception) -> bool:
         UserStop,
         LocalizeError,
         WordsError,
+        TcnnError,
     )
     return isinstance(error, ours) or (isinstance(error, (FileNotFoundError, IndexError)) and _direct(error))
 
