@@ -344,6 +344,15 @@ def test_the_readme_states_what_was_measured():
         assert told in " ".join(text.split())
 
 
+def test_the_packaging_page_lists_what_pyproject_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / "docs" / "packaging.md").read_text("utf-8")
+    listed = re.search(r"^\| dependencies \| (.+) \|$", text, re.M)
+    assert listed and listed[1].split(", ") == [re.split(r"[<>=]", d)[0] for d in project["dependencies"]]
+    extras = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text, re.M)))
+    assert sorted(extras) == sorted(project["optional-dependencies"])
+
+
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed: extra `docs`")
 def test_a_site_that_loads_from_elsewhere_is_refused(tmp_path):
     from mkdocs.exceptions import PluginError
