@@ -41,6 +41,7 @@ STEPS, WIDTH, SIZE, VIEWS = 60, 8, 20, 18
 PARSED_ONLY = {  # not run here, and why
     "demo": "traces its scene for seconds; python_tests/test_apps.py runs it",
     "extract": "downloads a network; python_tests/test_features.py runs it",
+    "profile": "measures for seconds; python_tests/test_profile.py runs it",
 }
 EXTRAS = {
     "view": ("viser",),
@@ -182,6 +183,8 @@ def run_or_parse(words: list[str], parse_only: bool) -> None:
         assert os.access(ROOT / program, os.X_OK), f"{program} is not a program"
     else:
         assert program in ("pytest", ".") or parse_only, f"{program}: say `not run`, and why"
+        if "raymarch" in rest:  # run under a profiler
+            parse(rest[rest.index("raymarch") + 1 :])
 
 
 def shrunk(words: list[str]) -> list[str]:

@@ -32,6 +32,7 @@ OPTIONAL = {
     "skimage": ("scikit-image", "exporting meshes"),
     "av": ("av", "writing videos"),
     "tensorboard": ("tensorboard", "logging curves"),
+    "nvtx": ("nvtx", "marking stages for Nsight"),
 }
 
 
