@@ -26,3 +26,8 @@ def test_the_seed_is_followed_section_by_section():
     assert list(dict.fromkeys(told)) == sections
     rest = ["## What depends on what", "## Performance considerations", "## Where the seed is mistaken"]
     assert [PAGE.find(title) for title in rest] == sorted(PAGE.index(title) for title in rest)
+
+
+def test_every_file_of_the_pipeline_has_its_place():
+    files = sorted(path.name for path in (ROOT / "raymarch" / "model").glob("*.py"))
+    assert len(files) > 10 and [name for name in files if f"`raymarch/model/{name}`" not in PAGE] == []
