@@ -112,11 +112,16 @@ def fitted(config: Config, scene: Scene) -> Config:
 def start(
     scene: Scene,
     config: Config,
-    run: Path | None = None,
+    run: str | Path | None = None,
     device: str | torch.device = "auto",
     source: dict[str, Any] | None = None,
 ) -> Trainer:
-    """A trainer for a scene from step 0. `source` says how to load the scene again, for `resume`."""
+    """A trainer for a scene from step 0, which keeps its log and checkpoints in the folder `run`, if given.
+
+    `source` says how to load the scene again, for `resume`. ConfigError where the folder already holds a run,
+    or the scene lacks what the config needs.
+    """
+    run = None if run is None else Path(run)
     where = device if isinstance(device, torch.device) else pick_device(device)
     config = fitted(config, scene)
     if run is not None:
