@@ -224,6 +224,8 @@ def parse_module(name: str, words: list[str]) -> None:
     if not name.startswith("bench"):
         return
     module = importlib.import_module(name)
+    if hasattr(module, "__path__"):  # a package: what `python -m` runs of it
+        module = importlib.import_module(f"{name}.__main__")
     if not hasattr(module, "argparse"):
         assert (ROOT / f"{name.replace('.', '/')}.py").read_text().count('if __name__ == "__main__"') == 1
         return
