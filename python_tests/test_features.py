@@ -483,7 +483,7 @@ def test_photos_of_one_name_keep_their_own_features_through_training(saved, aske
 
 
 def test_a_run_answers_to_words_through_the_encoder_of_its_features(saved, asked, capsys):
-    run, _, weights = asked
+    run, *_ = asked
     found = look_for(run, "a mug", "öl 画", "--negatives", "object", "--view", "test:0", "train:3")
     assert [query["text"] for query in found["queries"]] == ["a mug", "öl 画"]
     assert all((run / "query" / view["heat"]).exists() for q in found["queries"] for view in q["views"])
