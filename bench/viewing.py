@@ -126,11 +126,11 @@ def looking(run: Path, device: str, browser: Any) -> Iterator[tuple[subprocess.P
         closing.callback(viewer.wait)
         closing.callback(viewer.kill)
         assert viewer.stdout is not None
-        line = viewer.stdout.readline()
+        expected = r"ready" if browser is None else r"http://127\.0\.0\.1:\d+(?= \()"
+        address = next(filter(None, (re.match(expected, line) for line in viewer.stdout)), None)
+        if address is None:
+            raise SystemExit("bench.viewing: the viewer ended before it was ready")
         if browser is not None:
-            address = re.match(r"http://127\.0\.0\.1:\d+", line)
-            if address is None:
-                raise SystemExit(f"bench.viewing: the viewer did not start: {line!r}")
             page = browser.Browser(Path(profile), 900, 600)
             closing.callback(page.close)
             for process in offspring(page.process.pid):
@@ -138,8 +138,6 @@ def looking(run: Path, device: str, browser: Any) -> Iterator[tuple[subprocess.P
                     os.setpriority(os.PRIO_PROCESS, process, 19)
             page.call("Page.navigate", url=address[0])
             browser.wait_for(lambda: page.script("!!document.querySelector('canvas')"), 120, "the page")
-        elif line.strip() != "ready":
-            raise SystemExit("bench.viewing: the stand-in did not start")
         time.sleep(SETTLE)
         yield viewer, "stand-in" if browser is None else "chromium"
 
