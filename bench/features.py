@@ -213,7 +213,7 @@ def main() -> None:
     if not args.dry:
         said = [word for word in sys.argv[1:] if word != str(args.scenes)]
         command = "python -m bench.features SCENES " + shlex.join(said)
-        result = mean | {"protocol": (__doc__ or "").strip()}
+        result = mean | {"protocol": " ".join((__doc__ or "").split("\n\n", 2)[2].split())}
         merge("quality", {"fox": {f"features {words}": result}}, command)
 
 
