@@ -50,7 +50,8 @@ def networks_fit(field: RadianceField) -> bool:
     """Whether `samples_to_pixels` runs this field's networks."""
     config, grid = field.config, field.grid
     return (
-        (config.hidden, config.layers) == (PIXEL_HIDDEN, 1)
+        grid.native
+        and (config.hidden, config.layers) == (PIXEL_HIDDEN, 1)
         and (config.colour_hidden, config.colour_layers) == (PIXEL_HIDDEN, 2)
         and config.geometry_features == PIXEL_OUTPUTS - 1
         and field.harmonics.outputs == 16
