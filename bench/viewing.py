@@ -225,7 +225,8 @@ def main() -> None:
     print({k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()})
     if not args.dry:
         command = f"python -m bench.viewing --device {args.device} --steps {steps} --pairs {args.pairs}"
-        record.merge("checks", {"viewing": found}, f"{command} --save-every {save_every}")
+        command += f" --save-every {save_every}" + " --no-browser" * args.no_browser
+        record.merge("checks", {"viewing": found}, command)
 
 
 if __name__ == "__main__":
