@@ -117,7 +117,21 @@ class Network(torch.nn.Module):
         return network(self.params, self.outputs, self.config, x, 1.0)
 
 
+class NetworkWithInputEncoding(torch.nn.Module):
+    def __init__(self, n_input_dims, n_output_dims, encoding_config, network_config):
+        super().__init__()
+        assert n_input_dims == 3
+        self.outputs, self.encoding, self.config = n_output_dims, encoding_config, network_config
+        features = encoding_config["n_levels"] * encoding_config["n_features_per_level"]
+        count = network_count(features, n_output_dims, network_config) + grid_count(encoding_config)
+        self.params = torch.nn.Parameter(torch.zeros(count))
+
+    def forward(self, x):
+        return pair(self.params, self.outputs, self.encoding, self.config, x)
+
+
 def package():
     found = ModuleType("tinycudann")
-    found.Encoding, found.Network = Encoding, Network
+    for kind in (Encoding, Network, NetworkWithInputEncoding):
+        setattr(found, kind.__name__, kind)
     return found

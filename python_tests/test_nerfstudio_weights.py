@@ -1,6 +1,7 @@
 """Weights of nerfstudio and F3RM: the fields that they describe, whichever version named them."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from raymarch.config import override, preset
+from raymarch.data.synthetic import as_scene, make_scene
 from raymarch.model import Model
 from raymarch.nn import tcnn_layout as layout
 from raymarch.ops import fourier, harmonics
 from raymarch.train.checkpoint import CheckpointError
 from raymarch.train.nerfstudio_weights import load_nerfstudio, read_weights
+from raymarch.train.runs import OpenRun, start
 
 SETTINGS = (
     "model.fields.feature.width=20",
@@ -143,6 +146,18 @@ def test_weights_that_do_not_fit_change_nothing(change, words):
     with pytest.raises(CheckpointError, match=words):
         load_nerfstudio(of, theirs)
     assert all(torch.equal(value, before[name]) for name, value in of.state_dict().items())
+
+
+def test_a_run_can_be_made_of_weights_alone(tmp_path):
+    scene = as_scene(make_scene(views=CAMERAS, test_views=1, size=16, seed=0))
+    config = model("model.fields.feature.width=0").config
+    trainer = start(scene, replace(preset("tiny"), model=config), tmp_path, device="cpu")
+    theirs = described(model())
+    del theirs["_model.feature_field.field.params"]
+    load_nerfstudio(trainer.model, theirs)
+    trainer.save()
+    codes = OpenRun(tmp_path, "cpu").model.fields.radiance.appearance
+    assert torch.equal(codes, theirs["_model.field.embedding_appearance.embedding.weight"])
 
 
 def test_files_are_read_and_pickles_are_not(tmp_path):

@@ -3,6 +3,7 @@
 The library itself needs a GPU and is not needed here: `tcnn_reference` computes what its layout means.
 """
 
+import copy
 import sys
 
 import numpy as np
@@ -10,14 +11,18 @@ import pytest
 import tcnn_reference as reference
 import torch
 
+from bench import tcnn as bench
 from raymarch.config import override, preset
 from raymarch.data.pixels import PixelSource
 from raymarch.data.synthetic import as_scene, feature_maps, make_scene
 from raymarch.model import Model
+from raymarch.model.fields import Fields
 from raymarch.model.fused import unsupported
 from raymarch.nn import MLP, HashGrid, TcnnError, bricks, tcnn
 from raymarch.nn import tcnn_layout as layout
 from raymarch.ops import table_layout
+from raymarch.train.runs import OpenRun, resume, start
+from raymarch.types import Sight
 
 # Spec 6.1: levels, base, max, log2 size; resolutions, dense levels, entries; features.
 NERFACTO = (16, 16, 2048, 19)
@@ -252,11 +257,24 @@ def test_a_grid_of_tiny_cuda_nn_is_ours(installed):
     assert theirs.stored is None  # tiny-cuda-nn makes its own copy
 
 
+@pytest.mark.parametrize("blurs_map", [False, True])
+def test_poses_see_the_same_slopes_coarse_to_fine(installed, blurs_map):
+    sight = Sight(torch.tensor([4.7]), True, blurs_map)
+    ours, theirs = (bricks(b).grid(5, 4, 64, 12, 2, seed=5) for b in ("native", "tcnn"))
+    x = points().requires_grad_()
+    close(theirs(x, sight), ours(x, sight), 1e-5)
+    wanted = torch.autograd.grad(ours(x, sight).sum(), (x, ours.table))
+    for got, want in zip(torch.autograd.grad(theirs(x, sight).sum(), (x, theirs.table)), wanted, strict=True):
+        close(got, want, 1e-4)
+
+
 def test_one_module_lives_on_each_device_and_holds_nothing(installed):
     grid = bricks("tcnn").grid(2, 4, 8, 6, 2)
     grid(points()), grid(points())
     (module,) = grid._encoding.modules.values()
-    assert module.params.numel() == 0 and not [*grid.buffers()][1:]
+    assert module.params.numel() == 0 and [*grid.state_dict()] == ["table"]
+    twin = copy.deepcopy(grid)
+    assert not twin._encoding.modules and torch.equal(twin(points()), grid(points()))
 
 
 def test_without_the_library_one_sentence_says_what_to_do(monkeypatch):
@@ -272,3 +290,50 @@ def test_on_the_cpu_one_sentence_says_where_it_runs(monkeypatch):
     monkeypatch.setitem(sys.modules, "tinycudann", reference.package())
     with pytest.raises(TcnnError, match="inputs on cpu, it runs on CUDA alone"):
         bricks("tcnn").grid(2, 4, 8, 6, 2)(points())
+
+
+def test_a_run_of_either_backend_opens_under_the_other(installed, monkeypatch, tmp_path):
+    scene = as_scene(make_scene(views=4, test_views=1, size=16, seed=0))
+    config = configured("tcnn", "model.fields.feature.width=0", "train.trainer.rays=32")
+    trainer = start(scene, config, tmp_path, device="cpu")
+    trainer.train(2)
+    assert trainer._fused is None and trainer.step == 2
+    theirs = resume(tmp_path, "cpu", scene)
+    assert not theirs.model.native
+    monkeypatch.setitem(sys.modules, "tinycudann", None)
+    with pytest.raises(TcnnError):
+        resume(tmp_path, "cpu", scene)
+    ours = resume(tmp_path, "cpu", scene, backend="native")
+    assert ours.model.native and ours._fused is not None
+    opened = OpenRun(tmp_path, "cpu")
+    assert opened.model.native and opened.config.model.fields.backend == "tcnn"
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(ours.model.state_dict()[name], value), name
+        assert torch.equal(opened.model.state_dict()[name], value), name
+
+
+# ---- what a GPU will measure ----
+
+
+def test_the_comparison_finds_what_is_equal_and_what_is_not(installed):
+    fields = Fields(configured("native").model.fields, 2)
+    found = {}
+    for name, row in bench.rows(fields):
+        x = bench.points(64, row.inputs, "cpu")
+        found[name] = bench.compared(row, x)
+        assert found[name]["ok"] and found[name]["output"] < 1e-4, name
+        assert found[name]["grad_parameters"] < 1e-3 and found[name]["grad_inputs"] < 1e-3, name
+    wanted = {"proposal_0.grid", "proposal_0.mlp", "radiance.colour", "radiance.normals", "feature.trunk"}
+    assert wanted | {"radiance.joined", "feature.grid"} <= found.keys()
+    with torch.no_grad():
+        row.theirs.params[:100] += 1
+    broken = bench.compared(row, x)
+    assert not broken["ok"] and broken["grad_inputs"] > 1e-2
+
+
+def test_the_comparison_says_in_one_sentence_what_it_needs(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tinycudann", None)
+    monkeypatch.setattr(sys, "argv", ["bench.tcnn"])
+    assert bench.main() == 1
+    said = capsys.readouterr().out
+    assert said.startswith("nothing compared: the backend tcnn needs") and said.count("\n") == 1

@@ -17,8 +17,8 @@ from bench.cases import (
     rays,
     rays_to_samples,
     sample,
-    samples,
     samples_to_field,
+    samples_to_pixels,
     weights,
 )
 from bench.cases._case import Case, several
@@ -35,7 +35,7 @@ STAGES = (
     harmonics,
     mlp,
     inputs,
-    samples,
+    samples_to_pixels,
     weights,
     composite,
     losses,

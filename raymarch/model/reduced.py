@@ -25,7 +25,7 @@ from raymarch.model.fields import RadianceField
 from raymarch.ops.composite import composite
 from raymarch.ops.contract import contract_unit
 from raymarch.ops.march import march, representatives
-from raymarch.ops.samples import PIXEL_HIDDEN, PIXEL_OUTPUTS, Pictures, samples_to_pixels
+from raymarch.ops.samples_to_pixels import PIXEL_HIDDEN, PIXEL_OUTPUTS, Pictures, samples_to_pixels
 from raymarch.ops.weights import weights
 from raymarch.types import Rays, Samples
 

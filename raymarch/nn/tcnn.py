@@ -62,6 +62,9 @@ class Borrowed:
         self.kind, self.arguments = kind, arguments
         self.modules: dict[torch.device, nn.Module] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:  # copies make their own
+        return Borrowed, (self.kind, *self.arguments)
+
     def __call__(self, x: Tensor, params: Tensor) -> Tensor:
         """x [P, inputs] float32 -> [P, outputs] float32 under flat float32 params."""
         require_gpu(x)
@@ -74,25 +77,14 @@ class Borrowed:
 
 
 class TcnnHashGrid(HashGrid):
-    """`HashGrid` whose lookups are tiny-cuda-nn's; `storage` is what it makes it, half."""
+    """`HashGrid` whose lookups are tiny-cuda-nn's, in half whatever `storage` says."""
 
     native = False
 
-    def __init__(
-        self,
-        levels: int,
-        base_resolution: int,
-        max_resolution: int,
-        log2_size: int,
-        features: int,
-        interpolation: str = "linear",
-        storage: str = "auto",
-        seed: int = 1337,
-        layout: str = "tcnn",
-    ):
+    def __init__(self, *settings: Any, **more: Any):
         required()
-        settings = (levels, base_resolution, max_resolution, log2_size, features, interpolation)
-        super().__init__(*settings, storage="float32", seed=seed, layout=layout)
+        super().__init__(*settings, **more)
+        self.storage = "float32"  # no copy of ours: nobody would look it up
         self._encoding = Borrowed("Encoding", 3, grid_settings(self))
 
     def encode(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -103,25 +95,16 @@ class TcnnHashGrid(HashGrid):
 
 
 class TcnnMLP(MLP):
-    """`MLP` run by tiny-cuda-nn, as FullyFusedMLP where it has the width, else as CutlassMLP."""
+    """`MLP` run by tiny-cuda-nn, as FullyFusedMLP where that has the width, else as CutlassMLP."""
 
     native = False
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        hidden: int,
-        layers: int,
-        output_activation: str = "none",
-        padding: float = 0.0,
-        seed: int | None = None,
-    ):
+    def __init__(self, *settings: Any, **more: Any):
         required()
-        super().__init__(inputs, outputs, hidden, layers, output_activation, padding, seed)
+        super().__init__(*settings, **more)
         # A network completes its inputs with 1; those that shall be 0 are inputs.
-        self._given = inputs if padding else self.shapes[0][1]
-        self._network = Borrowed("Network", self._given, outputs, network_settings(self))
+        self._given = self.inputs if self.padding else self.shapes[0][1]
+        self._network = Borrowed("Network", self._given, self.outputs, network_settings(self))
 
     def forward(self, x: Tensor) -> Tensor:
         rows = F.pad(x.reshape(-1, self.inputs), (0, self._given - self.inputs))
