@@ -104,7 +104,7 @@ def train(
     source = {"path": str(scene.resolve()), "options": options} | ({"adjustments": moved} if moved else {})
     trainer = start(loaded, config, run, device, source)
     _say(loaded.format, *(f"note: {line}" for line in (*told, *loaded.problems, *loaded.notes)))
-    _train(trainer, look_every, tensorboard)
+    _train(trainer, loaded, look_every, tensorboard)
     write_run_page(run, device)
     print(run)
 
@@ -162,14 +162,15 @@ def resume(
         device: Where to run.
     """
     from raymarch.apps.run_page import write_run_page
-    from raymarch.train import runs
+    from raymarch.train import checkpoint, runs
 
-    _train(runs.resume(run, device, steps=steps), look_every, tensorboard)
+    scene = runs.reload_scene(checkpoint.newest(run)[1], run)
+    _train(runs.resume(run, device, scene, steps), scene, look_every, tensorboard)
     write_run_page(run, device)
     print(run)
 
 
-def _train(trainer, look_every: int, tensorboard: bool) -> None:
+def _train(trainer, scene, look_every: int, tensorboard: bool) -> None:
     """Train with a progress bar; Ctrl-C saves."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -181,7 +182,7 @@ def _train(trainer, look_every: int, tensorboard: bool) -> None:
 
     _say(trainer.source.summary())
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[psnr]}"))
-    watcher = Watcher(trainer, look_every, tensorboard)
+    watcher = Watcher(trainer, look_every, tensorboard, scene)
     try:
         with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
             task = bar.add_task("", total=trainer.config.steps, completed=trainer.step, psnr="")
@@ -432,8 +433,9 @@ def export(
 
         lines = export_run(run, out, poses, held_out, device)
     else:
-        from raymarch.apps.exporting_geometry import Geometry, box_of, export_geometry
+        from raymarch.apps.exporting_geometry import Geometry, box_of, export_geometry, only_of_poses
 
+        only_of_poses(what, poses, held_out)
         options = Geometry(points, resolution, views, side, box_of(box))
         lines = export_geometry(run, what, out, options, mode, device)
     for line in lines:
