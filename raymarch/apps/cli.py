@@ -1,11 +1,13 @@
 """The command line: raymarch demo | extract | train | resume | eval | render | query | view | localize |
-export | poses | report | inspect | doctor."""
+export | poses | report | inspect | profile | doctor."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -113,7 +115,7 @@ def train(
     source = {"path": str(scene.resolve()), "options": options} | ({"adjustments": moved} if moved else {})
     trainer = start(loaded, config, run, device, source)
     say(loaded.format, *(f"note: {line}" for line in (*told, *loaded.problems, *loaded.notes)))
-    train_run(trainer, run, device, look_every, tensorboard)
+    train_run(trainer, loaded, run, device, look_every, tensorboard)
 
 
 def extract(
@@ -175,8 +177,8 @@ def resume(
     from raymarch.train import runs
 
     check_least(0, look_every=look_every)
-    trainer = runs.resume(run, device, steps=steps, settings=set, data=data)
-    train_run(trainer, run, device, look_every, tensorboard)
+    trainer, scene = runs.resumed(run, device, steps=steps, settings=set, data=data)
+    train_run(trainer, scene, run, device, look_every, tensorboard)
 
 
 def eval(
@@ -415,8 +417,9 @@ def export(
 
         lines = export_run(run, out, poses, held_out, device)
     else:
-        from raymarch.apps.exporting_geometry import Geometry, box_of, export_geometry
+        from raymarch.apps.exporting_geometry import Geometry, box_of, export_geometry, only_of_poses
 
+        only_of_poses(what, poses, held_out)
         options = Geometry(points, resolution, views, side, box_of(box))
         lines = export_geometry(run, what, out, options, mode, device)
     tell(lines)
@@ -468,6 +471,45 @@ def inspect(
     tell(lines(scene, downscale=downscale, split=split, masks=masks, alpha=alpha))
 
 
+def profile(
+    run: Positional[Path | None] = None,
+    preset: str | None = None,
+    scene: Path | None = None,
+    what: Literal["train", "render", "op"] = "train",
+    op: str | None = None,
+    out: Path | None = None,
+    steps: int | None = None,
+    set: Set = (),
+    side: int | None = None,
+    nvtx: bool = False,
+    device: Device = "auto",
+) -> None:
+    """Say where a training step or a frame spends its time, by stage and by op (docs/profiling.md).
+
+    Args:
+        run: Run folder; nothing in it is changed but its folder `profile`.
+        preset: Instead of a run: nerfacto, f3rm or tiny, untrained, at a step past its warm-up.
+        scene: Photos to take (default: the run's own, or the built-in scene).
+        what: A training step, a frame, or one native op with what a step gives it.
+        op: The op of --what op, as hashgrid_backward; without _forward or _backward, both.
+        out: Output folder (default: RUN/profile or raymarch_profile).
+        steps: How many steps (or frames) to look at (default: 30 on a GPU, 6 without).
+        set: Change a setting of the preset, as train.trainer.fused=false. May be given several times.
+        side: Pixels of the longer side of a frame (default: 1080 on a GPU, 96 without).
+        nvtx: Also mark stages and ops for Nsight, in the domain raymarch (needs the package nvtx).
+        device: Where to run.
+    """
+    from raymarch.apps.profiling import Request, profile_run
+
+    try:
+        asked = Request(run, preset, scene, what, op, out, steps, set, side, nvtx, device)
+        tell(profile_run(asked, lambda words: say(f"profile: {words}")))
+    except KeyboardInterrupt:
+        from raymarch.apps.failures import UserStop
+
+        raise UserStop("stopped; no profile was written") from None
+
+
 def doctor() -> None:
     """What was built, what is installed, and what this machine can run."""
     from raymarch.apps.doctor import main as examine
@@ -479,7 +521,7 @@ COMMANDS = {
     f.__name__: f
     for f in (
         *(demo, inspect, extract, train, resume, eval, render, query, view, report),
-        *(localize, poses, export, doctor),
+        *(localize, poses, export, profile, doctor),
     )
 }
 
@@ -517,10 +559,15 @@ def parse(argv: list[str]) -> Callable[[], None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command. What a user can mend is told in one sentence; exit status 1, or 130 after Ctrl-C."""
+    """Run one command. What a user can mend is told in one sentence; exit status 1, or 130 after Ctrl-C.
+
+    With RAYMARCH_NVTX in the environment, stages and ops are NVTX ranges (docs/profiling.md).
+    """
     prepare()
     try:
-        parse(sys.argv[1:] if argv is None else argv)()
+        command = parse(sys.argv[1:] if argv is None else argv)
+        with marked():
+            command()
     except KeyboardInterrupt:
         say("raymarch: stopped")
         raise SystemExit(130) from None
@@ -532,3 +579,15 @@ def main(argv: list[str] | None = None) -> None:
             raise
         say(f"raymarch: {told}")
         raise SystemExit(130 if isinstance(error, UserStop) else 1) from None
+
+
+def marked() -> contextlib.AbstractContextManager[None]:
+    """NVTX ranges around stages and ops where the environment asks for them."""
+    if os.environ.get("RAYMARCH_NVTX", "0") in ("", "0"):
+        return contextlib.nullcontext()
+    if importlib.util.find_spec("nvtx") is None:
+        say("raymarch: RAYMARCH_NVTX is set, but ranges need the package nvtx: pip install nvtx")
+        return contextlib.nullcontext()
+    from raymarch.profiling.ranges import nvtx_ranges
+
+    return nvtx_ranges()

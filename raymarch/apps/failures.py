@@ -57,6 +57,7 @@ def _ours() -> list[type[Exception]]:
     from raymarch.data.scene import SceneError
     from raymarch.features.encoder import EncoderError
     from raymarch.features.words import WordsError
+    from raymarch.nn import TcnnError
     from raymarch.train.checkpoint import CheckpointError
     from raymarch.train.evaluate import OutOfMemory
     from raymarch.train.photos import LocalizeError
@@ -65,5 +66,5 @@ def _ours() -> list[type[Exception]]:
 
     return [
         *(ConfigError, SceneError, CheckpointError, DeviceError, EncoderError, TrainingError),
-        *(OutOfMemory, UserStop, PageError, LocalizeError, WordsError),
+        *(OutOfMemory, UserStop, PageError, LocalizeError, WordsError, TcnnError),
     ]

@@ -8,12 +8,15 @@ from raymarch.apps.failures import UserStop, sentence
 from raymarch.apps.run_page import write_run_page
 from raymarch.apps.terminal import console, say, tell
 from raymarch.apps.watching import Watcher
+from raymarch.data.scene import Scene
 from raymarch.train import checkpoint
 from raymarch.train.guard import suspicions
 from raymarch.train.trainer import Progress, Trainer
 
 
-def train_run(trainer: Trainer, run: Path, device: str, look_every: int, tensorboard: bool) -> None:
+def train_run(
+    trainer: Trainer, scene: Scene, run: Path, device: str, look_every: int, tensorboard: bool
+) -> None:
     """Train to the end, write the run's page, and tell where it lies. UserStop after Ctrl-C."""
     if trainer.step >= trainer.config.steps:
         say(
@@ -21,7 +24,7 @@ def train_run(trainer: Trainer, run: Path, device: str, look_every: int, tensorb
             "--steps trains it further"
         )
     else:
-        loop(trainer, look_every, tensorboard)
+        loop(trainer, scene, look_every, tensorboard)
     try:
         write_run_page(run, device)
     except Exception as error:
@@ -39,7 +42,7 @@ class PageError(RuntimeError):
     """A run that is saved, and whose page is not."""
 
 
-def loop(trainer: Trainer, look_every: int, tensorboard: bool) -> None:
+def loop(trainer: Trainer, scene: Scene, look_every: int, tensorboard: bool) -> None:
     """Train with a progress bar; Ctrl-C saves."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -47,7 +50,7 @@ def loop(trainer: Trainer, look_every: int, tensorboard: bool) -> None:
     say(*(f"note: {line}" for line in trainer.notes), trainer.source.summary())
     known = len(trainer.notes)
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[psnr]}"))
-    watcher = Watcher(trainer, look_every, tensorboard)
+    watcher = Watcher(trainer, look_every, tensorboard, scene)
     try:
         with Bar(*columns, TimeRemainingColumn(), console=console()) as bar:
             task = bar.add_task("", total=trainer.config.steps, completed=trainer.step, psnr="")

@@ -116,14 +116,16 @@ def fitted(config: Config, scene: Scene) -> Config:
 def start(
     scene: Scene,
     config: Config,
-    run: Path | None = None,
+    run: str | Path | None = None,
     device: str | torch.device = "auto",
     source: dict[str, Any] | None = None,
 ) -> Trainer:
-    """A trainer for a scene from step 0. `source` says how to load the scene again, for `resume`.
+    """A trainer for a scene from step 0, which keeps its log and checkpoints in the folder `run`, if given.
 
-    ConfigError where a setting makes no sense, or where `run` holds something else or is being trained.
+    `source` says how to load the scene again, for `resume`. ConfigError where a setting makes no sense, where
+    the folder holds something else or is being trained, or the scene lacks what the config needs.
     """
+    run = None if run is None else Path(run)
     where = device if isinstance(device, torch.device) else pick_device(device)
     config = fitted(config, scene)
     check_settings(config)
@@ -178,6 +180,11 @@ def photos_of(
     return pixel_source(scene, chosen, device, most, trainer.seed, trainer.photos_every)
 
 
+def under(backend: str, config: Config) -> Config:
+    """The config with its fields run by that backend: parameters are the same."""
+    return replace(config, model=replace(config.model, fields=replace(config.model.fields, backend=backend)))
+
+
 def resume(
     run: Path,
     device: str = "auto",
@@ -185,36 +192,58 @@ def resume(
     steps: int | None = None,
     settings: Sequence[str] = (),
     data: Path | None = None,
+    backend: str | None = None,
+    only_look: bool = False,
 ) -> Trainer:
     """The trainer of an interrupted run, exactly where its newest checkpoint left it.
 
     steps: train up to this many. settings: what to change from here on, as train.trainer.rays=2048; only
-    those below `train`, since the model is what it is. data: where the scene's folder is now.
+    those below `train`, since the model is what it is. data: where the scene's folder is now. backend: native
+    or tcnn; None is the one it was trained with. only_look: the trainer writes nothing, the folder may be
+    another process's, and the scene may be another.
     CheckpointError, SceneError, and ConfigError for settings and scenes that do not fit the run.
     """
+    return resumed(run, device, scene, steps, settings, data, backend, only_look)[0]
+
+
+def resumed(
+    run: Path,
+    device: str = "auto",
+    scene: Scene | None = None,
+    steps: int | None = None,
+    settings: Sequence[str] = (),
+    data: Path | None = None,
+    backend: str | None = None,
+    only_look: bool = False,
+) -> tuple[Trainer, Scene]:
+    """What `resume` returns, and the scene that it trains on."""
     tensors, meta = checkpoint.newest(run)
     checkpoint.check_whole(run, tensors, meta)
     config = _changed(from_dict(meta["config"]), steps, settings)
+    if backend is not None:
+        config = under(backend, config)
     if config.train.trainer.steps < meta["step"]:
         raise ConfigError(
             f"{run} is at step {meta['step']} already, so it cannot be trained up to "
             f"{config.train.trainer.steps}: ask for more steps, or leave --steps out"
         )
     check_settings(config)
-    held = claim(run)
+    held = None if only_look else claim(run)
     if scene is None:
         scene, meta = reload_scene(meta, run, data), _moved(meta, data)
-    check_same(meta, tensors, scene, run)
+    if not only_look:
+        check_same(meta, tensors, scene, run)
     _check_features(config, scene, run)
     where = pick_device(device)
     with as_config_error("model"):
         model = Model(config.model, meta["cameras"]).to(where)
     scene_tensors = {k.removeprefix("scene."): v for k, v in tensors.items() if k.startswith("scene.")}
-    trainer = Trainer(model, photos_of(scene, config, where), config, run, meta["scene"], scene_tensors)
+    pixels, kept = photos_of(scene, config, where), None if only_look else run
+    trainer = Trainer(model, pixels, config, kept, meta["scene"], scene_tensors)
     trainer.claim = held
     trainer.restore(tensors, meta)
     trainer.notes += meta["problems"]
-    return guarded(trainer, scene)
+    return guarded(trainer, scene), scene
 
 
 def _changed(config: Config, steps: int | None, settings: Sequence[str]) -> Config:
@@ -297,9 +326,13 @@ def reload_scene(meta: dict[str, Any], run: Path, data: Path | None = None) -> S
 
 
 class OpenRun:
-    """A run's newest checkpoint, ready to render: model, cameras and units."""
+    """A run's newest checkpoint, ready to render: model, cameras and units.
 
-    def __init__(self, run: Path, device: str = "auto"):
+    Our own kernels run its fields whoever trained them, so that it opens where tiny-cuda-nn is missing;
+    `backend` "tcnn" asks for the other.
+    """
+
+    def __init__(self, run: Path, device: str = "auto", backend: str = "native"):
         tensors, meta = checkpoint.newest(run)
         where = pick_device(device)
         self.path, self.meta, self.device = run, meta, where
@@ -307,7 +340,7 @@ class OpenRun:
         self.config = from_dict(meta["config"])
         self.step: int = meta["step"]
         with as_config_error("model"):
-            self.model = Model(self.config.model, meta["cameras"]).to(where)
+            self.model = Model(under(backend, self.config).model, meta["cameras"]).to(where)
         load_model(self.model, tensors)
         self.model.eval()
         scene = meta["scene"]
