@@ -293,7 +293,8 @@ def _check_features(config: Config, scene: Scene, run: Path) -> None:
         return
     if scene.features is None:
         raise ConfigError(
-            f"{run} distils features, but the scene came without any; give them with --features"
+            f"{run} distils features, but the scene came without any: put the feature files back where they "
+            "were when it was begun"
         )
     heads = heads_of(scene.features)
     if (heads if wanted.heads else sum(width for _, width in heads)) != (wanted.heads or wanted.width):
