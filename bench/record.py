@@ -31,6 +31,7 @@ KEYS = (
     "ceilings",
     "ops",
     "checks",
+    "proof",
     "steps",
     "frames",
     "quality",

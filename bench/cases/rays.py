@@ -1,5 +1,6 @@
 """Rows of the rays stage: every lens in one batch, each camera with numbers of its own."""
 
+import functools
 import math
 from typing import Any
 
@@ -132,6 +133,7 @@ def _without_area(*args):
     return out[0], out[1], out[3], out[4]
 
 
+@functools.wraps(_rays)
 def _oracle_without_area(*args):
     out = _rays(*args)
     return out[0], out[1], out[3], out[4]

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.checks import junit
 from bench.proof import trees
 
 SANITIZERS = "address,undefined,float-cast-overflow"
@@ -25,6 +26,9 @@ TESTS = (
 )
 LEFT_OUT = "not traces_without_graph_breaks and not registered_ops and not cuda and not compile"
 ERROR = re.compile(r"runtime error:|ERROR: AddressSanitizer|SUMMARY: \w+Sanitizer")
+
+
+NOTHING_RAN: dict[str, Any] = {"passed": 0, "failed": 1, "skipped": 0, "failures": ["pytest itself"]}
 
 
 def runtime(name: str) -> str:
@@ -72,9 +76,7 @@ def run() -> dict[str, Any]:
     done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
     said = done.stdout + done.stderr + "".join(p.read_text(errors="replace") for p in logs.glob("*san*"))
     found = reports(said)
-    from bench.checks import junit
-
-    counts = junit(xml) if xml.exists() else {"passed": 0, "failed": 1, "skipped": 0, "failures": []}
+    counts: dict[str, Any] = junit(xml) if xml.exists() else NOTHING_RAN
     if found or counts["failed"] or not counts["passed"]:
         print("\n".join(found) or said[-4000:])
     return {

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("csrc", "raymarch", "python_tests", "bench", "docs", "setup.py", "CMakeLists.txt", "pyproject.toml")
-COPIED += ("README.md", "LICENSE")
+FOLDERS = ("csrc", "raymarch", "python_tests", "bench", "docs")
+COPIED = (*FOLDERS, "setup.py", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
 
 
 def copy(name: str) -> Path:

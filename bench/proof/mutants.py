@@ -1,0 +1,335 @@
+"""Mutation test of csrc/math: does some test fail when a formula is wrong?
+
+Each fault of bench/proof/faults.py is planted into a copy of the sources (build/proof/mutants), the files
+that read the header are compiled again and linked with the objects of the others, and the tests of that
+header run, quickest first, until one fails. A crash and a run without end count as noticed. First the
+header's own stage alone is compiled, in float; only if nothing fails, everything that reads the header is,
+in both builds, and the stage's other tests run.
+
+Results are kept in bench/results/mutants.json, by what the fault is and where, so that a run goes on where
+the last one stopped. Faults that change nothing a test could see are in bench/proof/equivalent.py, each with
+the reason; faults that do not compile, or compile to the same code, are not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.proof import trees
+from bench.proof.equivalent import EQUIVALENT
+from bench.proof.faults import Fault, chosen, faults
+
+RESULTS = trees.ROOT / "bench" / "results" / "mutants.json"
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-trapping-math", "-fno-math-errno", "-w")
+LEAST_KILLED = 0.95
+SLOWEST = 400.0  # seconds that the tests of one fault may take
+# What `test_ops` asks of every row, without what asks torch more than the core.
+ROWS = "(oracle or gradient or broken_numbers or no_rays or finite_differences)"
+QUIET = "not traces and not registered and not cuda and not compile"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks after a header: the stage's own files, its rows in test_ops, its tests, and further tests."""
+
+    units: tuple[str, ...]
+    rows: str
+    tests: tuple[str, ...]
+    more: tuple[str, ...] = ()
+
+
+WATCHES = {
+    "activation.h": Watch(("mlp", "inputs"), "density or colour_in or mlp", ("mlp", "inputs"), ("fused",)),
+    "adam.h": Watch(("adam",), "", ("adam",)),
+    "angle.h": Watch(("pose", "rays"), "pose or rays", ("pose", "rays")),
+    "box.h": Watch(("box", "fused"), "near_far", ("box", "fused", "beside")),
+    "camera.h": Watch(("rays",), "rays and not rays_to", ("rays",), ("fused", "beside")),
+    "composite.h": Watch(
+        ("composite", "fused"), "composite or normal_head", ("composite", "fused"), ("losses", "beside")
+    ),
+    "contract.h": Watch(("contract", "sample"), "contract or unit_pos", ("contract", "sample"), ("fused",)),
+    "exponential.h": Watch(("weights",), "weights or transmittance", ("weights",), ("fused", "losses")),
+    "harmonics.h": Watch(
+        ("harmonics",), "harmonics or fourier or encode", ("harmonics",), ("fused", "inputs", "beside")
+    ),
+    "hashgrid.h": Watch(("hashgrid",), "hashgrid or encode", ("hashgrid",), ("inputs", "fused", "beside")),
+    "lookup.h": Watch(("pixels",), "pixels or gather", ("pixels",), ("fused",)),
+    "losses.h": Watch(
+        ("losses", "fused"),
+        "losses or interlevel or distortion or orientation or proposal_loss",
+        ("losses", "fused"),
+        ("beside",),
+    ),
+    "march.h": Watch(
+        ("march", "samples_to_pixels"), "march or representatives or samples_to", ("paths",), ("frames",)
+    ),
+    "mlp.h": Watch(("mlp",), "mlp", ("mlp",), ("fused", "frames")),
+    "point.h": Watch(("samples_to_pixels",), "samples_to", ("frames",)),
+    "pose.h": Watch(("pose", "fused"), "pose or refine", ("pose",), ("fused", "refinement")),
+    "random.h": Watch(("pixels", "sample"), "draw", ("pixels", "sample"), ("losses", "fused")),
+    "scalar.h": Watch(
+        ("hashgrid", "composite", "mlp", "sample", "losses", "pixels"),
+        "half or bfloat or sample or interl",
+        ("hashgrid", "composite", "sample", "losses"),
+        ("pixels", "mlp"),
+    ),
+    "spacing.h": Watch(("sample",), "sample or from", ("sample",), ("fused", "march")),
+    "stepfun.h": Watch(("sample",), "sample_pdf or march or resample", ("sample",), ("fused", "march")),
+    "transmittance.h": Watch(("weights",), "weights or transmittance", ("weights",), ("fused", "losses")),
+    "vec.h": Watch(
+        ("pose", "rays", "box", "composite", "contract", "sample"),
+        "pose or rays or near_far or composite",
+        ("pose", "box", "rays", "composite"),
+        ("fused", "contract", "losses"),
+    ),
+}
+
+
+class Workshop:
+    """A copy of the sources with objects of every file, and cores linked from them."""
+
+    def __init__(self) -> None:
+        import pybind11
+
+        self.tree = trees.copy("mutants")
+        self.math = self.tree / "csrc" / "math"
+        # One version of each loop is enough, and FMA would be a second arithmetic.
+        (self.tree / "csrc" / "cpu" / "clones.h").write_text("#pragma once\n#define RM_CLONES\n")
+        self.objects = self.tree / "objects"
+        self.objects.mkdir(exist_ok=True)
+        sources = sorted((self.tree / "csrc" / "cpu").glob("*.cpp"))
+        self.units = {source.stem: source for source in sources}
+        self.units |= {name: self.tree / "csrc" / f"{name}.cpp" for name in ("cuda/none", "bind")}
+        include = subprocess.run(
+            ("python3-config", "--includes"), capture_output=True, text=True, check=False
+        ).stdout.split()
+        import sysconfig
+
+        self.python = [f"-I{sysconfig.get_paths()['include']}", f"-I{pybind11.get_include()}", *include]
+        self.original = {path.name: path.read_text() for path in self.math.glob("*.h")}
+
+    def readers(self, header: str) -> list[str]:
+        """Files of csrc/cpu that include a header, however far down."""
+        return [
+            unit for unit in self.units if "/" not in unit and unit != "bind" and header in self.reads(unit)
+        ]
+
+    def reads(self, unit: str) -> set[str]:
+        seen: set[Path] = set()
+        ahead = [self.units[unit]]
+        while ahead:
+            path = ahead.pop()
+            if path in seen or not path.exists():
+                continue
+            seen.add(path)
+            text = path.read_text()
+            ahead += [self.tree / "csrc" / name for name in re.findall(r'#include "([^"]+)"', text)]
+        return {path.name for path in seen}
+
+    def compile(self, unit: str, double: bool, target: Path) -> bool:
+        core = "_C64" if double else "_C"
+        flags = [*FLAGS, f"-I{self.tree / 'csrc'}", f"-DRM_DOUBLE={int(double)}", "-DRM_CUDA=0"]
+        if unit == "bind":
+            flags += [f"-DRM_MODULE={core}", '-DRM_CUDA_ARCHS=""', '-DRM_CUDA_VERSION=""', *self.python]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = ("g++", *flags, "-c", str(self.units[unit]), "-o", str(target))
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def prepare(self) -> None:
+        """Objects of the sources as they are, where they are older than the sources."""
+        newest = max(p.stat().st_mtime for p in (self.tree / "csrc").rglob("*.*"))
+        for double in (False, True):
+            for unit in self.units:
+                target = self.object(unit, double)
+                if target.exists() and target.stat().st_mtime > newest:
+                    continue
+                if not self.compile(unit, double, target):
+                    raise SystemExit(f"bench.proof mutants: {self.units[unit]} does not compile as it is")
+            self.link(double, [])
+
+    def object(self, unit: str, double: bool, changed: bool = False) -> Path:
+        folder = self.objects / ("double" if double else "float") / ("changed" if changed else "normal")
+        return folder / f"{unit}.o"
+
+    def link(self, double: bool, changed: list[str]) -> None:
+        """A core; changed objects come first, so that their functions are taken where several have them."""
+        import sysconfig
+
+        name = "_C64" if double else "_C"
+        target = self.tree / "raymarch" / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+        files = [self.object(unit, double, True) for unit in changed]
+        files += [self.object(unit, double) for unit in self.units if unit not in changed]
+        draft = target.with_suffix(".draft")
+        subprocess.run(("g++", "-shared", *map(str, files), "-o", str(draft), "-pthread"), check=True)
+        os.replace(draft, target)
+
+    def build(self, units: list[str], double: bool) -> str:
+        """'' if the core was built again, else why not."""
+        same = True
+        for unit in units:
+            target = self.object(unit, double, True)
+            if not self.compile(unit, double, target):
+                return "does not compile"
+            same = same and target.read_bytes() == self.object(unit, double).read_bytes()
+        self.link(double, units)
+        return "same code" if same else ""
+
+
+class Tests:
+    """pytest in forks of a process that has torch loaded."""
+
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        env |= {"RAYMARCH_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self.server = subprocess.Popen(
+            (sys.executable, "-P", str(Path(__file__).with_name("server.py"))),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True,
+        )  # fmt: skip
+
+    def __call__(self, files: tuple[str, ...], words: str) -> str:
+        """'' if all pass, else who noticed."""
+        names = [f"python_tests/test_{f}.py" for f in files]
+        names = [f for f in names if (self.tree / f).exists()]
+        if not names:
+            return ""
+        words_of_pytest = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-rfE", "-k", words, *names]
+        order = {"tree": str(self.tree), "words": words_of_pytest, "limit": SLOWEST}
+        assert self.server.stdin and self.server.stdout
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        answer = json.loads(self.server.stdout.readline())
+        if answer["status"] in (0, 5):  # 5: nothing was asked
+            return ""
+        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", answer["text"], re.M)
+        if failed:
+            return failed[0].split("/")[-1]
+        if answer["status"] in (1, 2):
+            return answer["text"].strip().splitlines()[-1][:200]
+        return "no end" if answer["status"] == "slow" else f"crash ({answer['status']})"
+
+    def close(self) -> None:
+        if self.server.stdin:
+            self.server.stdin.close()
+        self.server.wait(timeout=60)
+
+
+def own_tests(watch: Watch, tests: Tests) -> str:
+    """The stage's rows, then its own file."""
+    by = tests(("ops",), f"({watch.rows}) and {ROWS} and {QUIET}") if watch.rows else ""
+    return by or tests(watch.tests, QUIET)
+
+
+def tried(fault: Fault, shop: Workshop, tests: Tests) -> tuple[str, str]:
+    """killed, survived, or why it does not count; and who noticed."""
+    watch = WATCHES[fault.header]
+    path = shop.math / fault.header
+    original = shop.original[fault.header]
+    path.write_text(fault.planted(original))
+    doubled = False
+    try:
+        first = [unit for unit in watch.units if fault.header in shop.reads(unit)]
+        problem = shop.build(first, False)
+        if problem == "does not compile":
+            return problem, ""
+        if not problem and (by := own_tests(watch, tests)):
+            return "killed", by
+        everyone, doubled = shop.readers(fault.header), True
+        problems = [shop.build(everyone, double) for double in (False, True)]
+        if "does not compile" in problems:
+            return "does not compile", ""
+        if all(problem == "same code" for problem in problems):
+            return "same code", ""
+        by = own_tests(watch, tests) or tests(watch.more, QUIET)
+        return ("killed", by) if by else ("survived", "")
+    finally:
+        path.write_text(original)
+        if doubled:
+            shop.link(True, [])
+
+
+def read() -> dict[str, dict[str, Any]]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def write(found: dict[str, dict[str, Any]]) -> None:
+    draft = RESULTS.with_suffix(".draft")
+    draft.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    os.replace(draft, RESULTS)
+
+
+def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Counts per header and of all. Equivalent faults are told, and left out of the share."""
+    rows: dict[str, Any] = {}
+    for header in [*sorted({row["header"] for row in found.values()}), "all"]:
+        mine = {k: r for k, r in found.items() if header in ("all", r["header"])}
+        counted = {k: r for k, r in mine.items() if r["result"] in ("killed", "survived")}
+        killed = sum(row["result"] == "killed" for row in counted.values())
+        equivalent = sum(row["result"] == "survived" and key in EQUIVALENT for key, row in counted.items())
+        survived = len(counted) - killed - equivalent
+        real = killed + survived
+        rows[header] = {
+            "faults": len(counted),
+            "killed": killed,
+            "equivalent": equivalent,
+            "survived": survived,
+            "share_killed": round(killed / real, 4) if real else 1.0,
+        }
+    return {"ok": rows["all"]["share_killed"] >= LEAST_KILLED} | rows
+
+
+def run(budget: float = float("inf"), more: int = 1, again: bool = False) -> dict[str, Any]:
+    """Try what was not tried yet, for about `budget` seconds; `again` also what survived."""
+    headers = {path.name: path.read_text() for path in sorted((trees.ROOT / "csrc" / "math").glob("*.h"))}
+    if unwatched := set(headers) - set(WATCHES):
+        raise SystemExit(
+            f"bench.proof mutants: no tests are named for {', '.join(sorted(unwatched))}: add them"
+        )
+    plan = [fault for name, text in headers.items() for fault in chosen(faults(name, text), more)]
+    plan.sort(key=lambda fault: "vjp" not in fault.function)
+    alive = {fault.key for name, text in headers.items() for fault in faults(name, text)}
+    found = {key: row for key, row in read().items() if key in alive}
+    left = [
+        f for f in plan
+        if f.key not in found
+        or (again and found[f.key]["result"] == "survived" and f.key not in EQUIVALENT)
+    ]  # fmt: skip
+    print(f"  {len(plan)} faults planned, {len(left)} to try", flush=True)
+    began = time.monotonic()
+    if left and budget > 0:
+        shop = Workshop()
+        shop.prepare()
+        tests = Tests(shop.tree)
+        for header in dict.fromkeys(fault.header for fault in left):
+            watch = WATCHES[header]
+            if by := own_tests(watch, tests) or tests(watch.more, QUIET):
+                raise SystemExit(f"bench.proof mutants: {by} fails without any fault, so it can judge none")
+            print(f"  {header}: its tests pass ({time.monotonic() - began:.0f} s)", flush=True)
+            for fault in [f for f in left if f.header == header]:
+                if time.monotonic() - began > budget:
+                    break
+                result, by = tried(fault, shop, tests)
+                row = {k: v for k, v in asdict(fault).items() if k in ("header", "function", "kind")}
+                row |= {"was": fault.text.strip(), "now": fault.changed.strip(), "result": result, "by": by}
+                found[fault.key] = row
+                write(found)
+                print(
+                    f"  {fault.key} {result:9} {fault.function}: {fault.changed.strip()[:90]} {by}",
+                    flush=True,
+                )
+        tests.close()
+    rows = summary(found)
+    rows["all"]["planned"] = len(plan)
+    rows["all"]["tried"] = sum(fault.key in found for fault in plan)
+    for key, row in found.items():
+        if row["result"] == "survived" and key not in EQUIVALENT:
+            print(f"  survived: {key} {row['header']} {row['function']}: {row['now'][:100]}")
+    return rows
