@@ -11,6 +11,7 @@ python -m bench.proof docs           writes the tables of docs/numerics.md again
 
     --device cuda     cases, errors and huge on a GPU       --cases N   how many random cases
     --budget SECONDS  for mutants: those found so far are kept, and a later run goes on with the others
+    --only ROW ...    for cases: these rows alone, the others stay as they were recorded
     --no-record       print, and leave the record and the page as they are
 
 A section that fails does not stop the others; the exit status says whether any did.
@@ -28,7 +29,7 @@ from bench.proof import cases, errors, mutants, numerics, sanitize, threads
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "errors": lambda options: errors.run(options.device),
-    "cases": lambda options: cases.run(options.cases, options.device),
+    "cases": lambda options: cases.run(options.cases, options.device, only=options.only),
     "huge": lambda options: cases.huge(options.device),
     "threads": lambda options: threads.run(),
     "sanitize": lambda options: sanitize.run(),
@@ -53,6 +54,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cases", type=int, default=cases.WANTED)
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="cases: these rows alone; the record has others"
+    )
     parser.add_argument("--budget", type=float, default=float("inf"))
     parser.add_argument("--no-record", action="store_true")
     options = parser.parse_args(words)
@@ -65,8 +69,9 @@ def main(words: list[str]) -> int:
             continue
         print(f"proof {section}", flush=True)
         found = SECTIONS[section](options)
-        print(f"  { {k: v for k, v in found.items() if not isinstance(v, dict)} }", flush=True)
-        if not found["ok"]:
+        summary = found.get("all", found)
+        print(f"  { {k: v for k, v in summary.items() if not isinstance(v, dict)} }", flush=True)
+        if not summary["ok"]:
             bad.append(section)
         if not options.no_record:
             record.merge("proof", {section: found}, command(section, options))

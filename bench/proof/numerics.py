@@ -45,8 +45,11 @@ def errors_table(found: dict[str, Any]) -> list[str]:
 
 
 def cases_table(found: dict[str, Any]) -> list[str]:
-    words = f"{found['cases']} cases of {found['rows']} rows, {found['failed']} failed, seed {found['seed']}"
-    return [f"{words}, in {found['seconds']:.0f} s ({_made(found)})."]
+    total = found["all"]
+    words = f"{total['cases']} cases of {total['rows']} rows, {total['failed']} failed"
+    lines = [f"**{words}**, in {total['seconds']} s ({_made(total)})."]
+    failures = [row["failure"] for row in found.values() if row.get("failure")]
+    return lines + [f"- {failure}" for failure in failures]
 
 
 def huge_table(found: dict[str, Any]) -> list[str]:
@@ -76,18 +79,14 @@ def mutants_table(found: dict[str, Any]) -> list[str]:
         "| header | faults | killed | equivalent | survived | share killed |",
         "|---|---|---|---|---|---|",
     ]
-    stamp: dict[str, Any] = {}
     for name, row in found.items():
-        if not isinstance(row, dict):
-            continue
         counts = " | ".join(str(row[k]) for k in ("faults", "killed", "equivalent", "survived"))
         lines.append(
             f"| {'**all**' if name == 'all' else name} | {counts} | {100 * row['share_killed']:.1f} % |"
         )
-    stamp = found
     rows = read_mutants()
     survivors = [(key, row) for key, row in rows.items() if row["result"] == "survived"]
-    lines += ["", f"{_made(stamp)}.", ""]
+    lines += ["", f"{_made(found['all'])}.", ""]
     if survivors:
         lines += ["Not killed:", ""]
     for key, row in sorted(survivors, key=lambda pair: (pair[1]["header"], pair[0])):
