@@ -29,12 +29,23 @@ from bench.proof import cases, errors, mutants, numerics, sanitize, threads
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "errors": lambda options: errors.run(options.device),
-    "cases": lambda options: cases.run(options.cases, options.device, only=options.only),
+    "cases": lambda options: random_cases(options),
     "huge": lambda options: cases.huge(options.device),
     "threads": lambda options: threads.run(),
     "sanitize": lambda options: sanitize.run(),
     "mutants": lambda options: mutants.run(options.budget),
 }
+
+
+def random_cases(options: argparse.Namespace) -> dict[str, Any]:
+    def keep(rows: dict[str, Any]) -> None:
+        if not options.no_record:
+            record.merge("proof", {"cases": rows}, command("cases", options))
+
+    def kept() -> dict[str, Any]:
+        return record.read().get("proof", {}).get("cases", {})
+
+    return cases.run(options.cases, options.device, options.only, keep, kept)
 
 
 def command(section: str, options: argparse.Namespace) -> str:

@@ -28,7 +28,7 @@ import torch
 from hypothesis import strategies
 from torch import Tensor
 
-from bench import record, stubs
+from bench import stubs
 from bench.cases import CASES, Case, several
 from bench.proof import arguments
 from bench.running import floats, moved, seeds_of, tolerances, widened, with_grad, worst
@@ -571,32 +571,42 @@ def of_row(name: str, count: int, device: str, seed: int) -> tuple[int, str]:
     return ran[0], ""
 
 
-def run(
-    cases: int = WANTED, device: str = "cpu", seed: int | None = None, only: Sequence[str] = ()
-) -> dict[str, Any]:
-    """At least `cases` random cases, as many for every row. The seed is the day's number unless given.
+def summed(rows: dict[str, dict[str, Any]], forgotten: Sequence[str], wanted: int) -> dict[str, Any]:
+    """The counts of all rows."""
+    total, failed = (sum(row[key] for row in rows.values()) for key in ("cases", "failed"))
+    failed += len(forgotten)
+    return {
+        "rows": len(rows),
+        "cases": total,
+        "failed": failed,
+        "seconds": round(sum(row["seconds"] for row in rows.values())),
+        "ok": not failed and total >= wanted and len(rows) == len(CASES),
+    }
 
-    `only` repeats some rows, as after a fault was mended; the others are those of the record.
+
+def run(
+    cases: int = WANTED,
+    device: str = "cpu",
+    only: Sequence[str] = (),
+    keep: Callable[[dict[str, Any]], None] = lambda rows: None,
+    kept: Callable[[], dict[str, Any]] = dict,
+) -> dict[str, Any]:
+    """At least `cases` random cases, as many for every row; the seed is the number of the day.
+
+    Each row goes to `keep` as soon as it is known. `only` repeats some rows, as after a fault was mended; the
+    counts of the others are those of `kept()`.
     """
-    seed = today() if seed is None else seed
-    each = -(-cases // len(CASES))
-    before = record.read().get("proof", {}).get("cases", {}) if only else {}
-    found: dict[str, Any] = {name: row for name, row in before.items() if name in CASES}
+    each, found = -(-cases // len(CASES)), {}
     for name in only or CASES:
         began = time.perf_counter()
-        ran, failure = of_row(name, each, device, seed)
+        ran, failure = of_row(name, each, device, today())
         seconds = round(time.perf_counter() - began, 1)
-        found[name] = {"cases": ran, "failed": int(bool(failure)), "failure": failure, "seed": seed}
-        found[name] |= {"device": device, "seconds": seconds}
+        found[name] = {"cases": ran, "failed": int(bool(failure)), "failure": failure, "seed": today()}
+        found[name] |= {"seconds": seconds}
+        keep({name: found[name]})
         print(f"  {name}: {ran} cases, {seconds} s {failure}", flush=True)
     forgotten = [f"{name}: no row runs it" for name in uncovered()]
-    print("\n".join(forgotten), flush=True)
-    total, failed = (sum(row[key] for row in found.values()) for key in ("cases", "failed"))
-    found["all"] = {
-        "rows": len(found),
-        "cases": total,
-        "failed": failed + len(forgotten),
-        "seconds": round(sum(row["seconds"] for row in found.values())),
-        "ok": failed + len(forgotten) == 0 and total >= cases and len(found) == len(CASES),
-    }
-    return found
+    if forgotten:
+        print("  " + "\n  ".join(forgotten), flush=True)
+    rows = {name: row for name, row in kept().items() if name in CASES} if only else {}
+    return {"all": summed(rows | found, forgotten, cases)}

@@ -151,12 +151,19 @@ def wanted(function: str, places: int) -> int:
     return min(4, max(1, places // 25))
 
 
-def chosen(found: list[Fault], more: int = 1) -> list[Fault]:
-    """A repeatable sample: every function, derivatives more often, as many kinds as there are.
+@dataclass(frozen=True)
+class Group:
+    """A function's faults in the order in which to try them, until `wanted` of them compile."""
 
-    `more` multiplies it; a larger sample contains the smaller one.
-    """
-    picked = []
+    header: str
+    function: str
+    faults: tuple[Fault, ...]
+    wanted: int
+
+
+def groups(found: list[Fault]) -> list[Group]:
+    """Of every function, a repeatable order of its faults, with as many kinds as there are near the front."""
+    made = []
     for function in dict.fromkeys(fault.function for fault in found):
         mine = [fault for fault in found if fault.function == function]
         dice = random.Random(f"{SEED} {mine[0].header} {function}")
@@ -167,5 +174,5 @@ def chosen(found: list[Fault], more: int = 1) -> list[Fault]:
             rank[fault] = seen.get(fault.kind, 0)
             seen[fault.kind] = rank[fault] + 1
         mine.sort(key=lambda fault: rank[fault])
-        picked += mine[: more * wanted(function, len(mine))]
-    return sorted(picked, key=lambda fault: "vjp" not in fault.function)
+        made.append(Group(mine[0].header, function, tuple(mine), wanted(function, len(mine))))
+    return made

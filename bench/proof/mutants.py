@@ -13,6 +13,7 @@ the reason; faults that do not compile, or compile to the same code, are not cou
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from typing import Any
 
 from bench.proof import trees
 from bench.proof.equivalent import EQUIVALENT
-from bench.proof.faults import Fault, chosen, faults
+from bench.proof.faults import Fault, Group, faults, groups
 
 RESULTS = trees.ROOT / "bench" / "results" / "mutants.json"
 FLAGS: tuple[str, ...] = (
@@ -90,8 +91,8 @@ WATCHES = {
         ("hashgrid", "composite", "sample", "losses"),
         ("pixels", "mlp"),
     ),
-    "spacing.h": Watch(("sample",), "sample or from", ("sample",), ("fused", "march")),
-    "stepfun.h": Watch(("sample",), "sample_pdf or march or resample", ("sample",), ("fused", "march")),
+    "spacing.h": Watch(("sample",), "sample or from", ("sample",), ("fused",)),
+    "stepfun.h": Watch(("sample",), "sample_pdf or march or resample", ("sample",), ("fused",)),
     "transmittance.h": Watch(("weights",), "weights or transmittance", ("weights",), ("fused", "losses")),
     "vec.h": Watch(
         ("pose", "rays", "box", "composite", "contract", "sample"),
@@ -105,11 +106,10 @@ WATCHES = {
 class Workshop:
     """A copy of the sources with objects of every file, and cores linked from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         import pybind11
 
-        self.tree = trees.copy("mutants")
-        self.math = self.tree / "csrc" / "math"
+        self.tree = trees.copy(name)
         self.objects = self.tree / "objects"
         self.objects.mkdir(exist_ok=True)
         sources = sorted((self.tree / "csrc" / "cpu").glob("*.cpp"))
@@ -122,7 +122,7 @@ class Workshop:
 
         self.python = [f"-I{sysconfig.get_paths()['include']}", f"-I{pybind11.get_include()}", *include]
         self.changed: dict[bool, list[str]] = {False: [], True: []}  # what each core was linked with
-        self.original = {path.name: path.read_text() for path in self.math.glob("*.h")}
+        self.overlay = self.tree / "overlay"  # a header here is read before the one in csrc
 
     def readers(self, header: str) -> list[str]:
         """Files of csrc/cpu that include a header, however far down."""
@@ -144,15 +144,31 @@ class Workshop:
 
     def compile(self, unit: str, double: bool, target: Path) -> bool:
         core = "_C64" if double else "_C"
-        flags = [*FLAGS, f"-I{self.tree / 'csrc'}", f"-DRM_DOUBLE={int(double)}", "-DRM_CUDA=0"]
+        flags = [
+            *FLAGS,
+            f"-I{self.overlay}",
+            f"-I{self.tree / 'csrc'}",
+            f"-DRM_DOUBLE={int(double)}",
+            "-DRM_CUDA=0",
+        ]
         if unit == "bind":
             flags += [f"-DRM_MODULE={core}", '-DRM_CUDA_ARCHS=""', '-DRM_CUDA_VERSION=""', *self.python]
         target.parent.mkdir(parents=True, exist_ok=True)
         command = ("g++", *flags, "-c", str(self.units[unit]), "-o", str(target))
         return subprocess.run(command, capture_output=True).returncode == 0
 
+    def plant(self, fault: Fault | None) -> None:
+        folder = self.overlay / "math"
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+        if fault:
+            source = (self.tree / "csrc" / "math" / fault.header).read_text()
+            (folder / fault.header).write_text(fault.planted(source))
+
     def prepare(self) -> None:
         """Objects of the sources as they are, where they are older than the sources."""
+        self.plant(None)
         newest = max(p.stat().st_mtime for p in (self.tree / "csrc").rglob("*.*"))
         for double in (False, True):
             for unit in self.units:
@@ -262,9 +278,7 @@ def own_tests(watch: Watch, tests: Tests) -> str:
 def tried(fault: Fault, shop: Workshop, tests: Tests) -> tuple[str, str]:
     """killed, survived, or why it does not count; and who noticed."""
     watch = WATCHES[fault.header]
-    path = shop.math / fault.header
-    original, since = shop.original[fault.header], path.stat()
-    path.write_text(fault.planted(original))
+    shop.plant(fault)
     try:
         first = [unit for unit in watch.units if fault.header in shop.reads(unit)]
         problem = shop.build(first, False)
@@ -281,8 +295,6 @@ def tried(fault: Fault, shop: Workshop, tests: Tests) -> tuple[str, str]:
         by = own_tests(watch, tests) or tests(watch.more, QUIET)
         return ("killed", by) if by else ("survived", "")
     finally:
-        path.write_text(original)
-        os.utime(path, ns=(since.st_atime_ns, since.st_mtime_ns))  # or every object would look old
         for double in (False, True):
             if shop.changed[double]:
                 shop.link(double, [])
@@ -292,9 +304,16 @@ def read() -> dict[str, dict[str, Any]]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
+def keep(key: str, row: dict[str, Any]) -> None:
+    """Adds one result; several runs may work on parts of the headers at the same time."""
+    with open(trees.ROOT / "build" / "proof" / "mutants.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write(read() | {key: row})
+
+
 def write(found: dict[str, dict[str, Any]]) -> None:
     draft = RESULTS.with_suffix(".draft")
-    draft.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    draft.write_text(json.dumps(dict(sorted(found.items())), indent=1, ensure_ascii=False) + "\n")
     os.replace(draft, RESULTS)
 
 
@@ -319,45 +338,56 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return rows
 
 
-def run(budget: float = float("inf"), more: int = 1, again: bool = False) -> dict[str, Any]:
-    """Try what was not tried yet, for about `budget` seconds; `again` also what survived."""
+def next_of(group: Group, found: dict[str, dict[str, Any]], more: int, again: bool) -> Fault | None:
+    """The fault of a function to try next; None when enough of them compiled, or none is left."""
+    if again:
+        for fault in group.faults:
+            row = found.get(fault.key, {})
+            if row.get("result") == "survived" and not row.get("again") and fault.key not in EQUIVALENT:
+                return fault
+    tried_yet = [found[fault.key]["result"] for fault in group.faults if fault.key in found]
+    if sum(result in ("killed", "survived") for result in tried_yet) >= more * group.wanted:
+        return None
+    return next((fault for fault in group.faults if fault.key not in found), None)
+
+
+def run(
+    budget: float = float("inf"), more: int = 1, again: bool = False, part: int = 0, parts: int = 1
+) -> dict[str, Any]:
+    """Try what was not tried yet, derivatives first, for about `budget` seconds.
+
+    `more` multiplies how many faults a function gets; `again` tries once more what survived. With `parts`,
+    this run takes part `part` of the functions, and other runs may take the others at the same time.
+    """
     headers = {path.name: path.read_text() for path in sorted((trees.ROOT / "csrc" / "math").glob("*.h"))}
     if unwatched := set(headers) - set(WATCHES):
-        raise SystemExit(
-            f"bench.proof mutants: no tests are named for {', '.join(sorted(unwatched))}: add them"
-        )
-    plan = [fault for name, text in headers.items() for fault in chosen(faults(name, text), more)]
-    plan.sort(key=lambda fault: "vjp" not in fault.function)
-    alive = {fault.key for name, text in headers.items() for fault in faults(name, text)}
+        raise SystemExit(f"bench.proof mutants: name tests for {', '.join(sorted(unwatched))} in WATCHES")
+    every = {name: faults(name, text) for name, text in headers.items()}
+    plan = [group for found_here in every.values() for group in groups(found_here)]
+    plan.sort(key=lambda group: "vjp" not in group.function)
+    alive = {fault.key for found_here in every.values() for fault in found_here}
     found = {key: row for key, row in read().items() if key in alive}
-    left = [
-        f for f in plan
-        if f.key not in found
-        or (again and found[f.key]["result"] == "survived" and f.key not in EQUIVALENT)
-    ]  # fmt: skip
-    print(f"  {len(plan)} faults planned, {len(left)} to try", flush=True)
     began = time.monotonic()
-    if left and budget > 0:
-        shop = Workshop()
-        shop.prepare()
-        tests = Tests(shop)
-        for header in dict.fromkeys(fault.header for fault in left):
-            for fault in [f for f in left if f.header == header]:
-                if time.monotonic() - began > budget:
-                    break
-                result, by = tried(fault, shop, tests)
-                row = {k: v for k, v in asdict(fault).items() if k in ("header", "function", "kind")}
-                row |= {"was": fault.text.strip(), "now": fault.changed.strip(), "result": result, "by": by}
-                found[fault.key] = row
-                write(found)
-                print(
-                    f"  {fault.key} {result:9} {fault.function}: {fault.changed.strip()[:90]} {by}",
-                    flush=True,
-                )
+    shop = tests = None
+    for group in plan[part::parts]:
+        while time.monotonic() - began < budget and (fault := next_of(group, found, more, again)):
+            if shop is None or tests is None:
+                shop = Workshop(f"mutants{part or ''}")
+                shop.prepare()
+                tests = Tests(shop)
+            result, by = tried(fault, shop, tests)
+            row = {k: v for k, v in asdict(fault).items() if k in ("header", "function", "kind")}
+            row |= {"was": fault.text.strip(), "now": fault.changed.strip(), "result": result, "by": by}
+            found[fault.key] = row | ({"again": True} if again else {})
+            keep(fault.key, found[fault.key])
+            print(f"  {fault.key} {result} {fault.function}: {fault.changed.strip()[:90]} {by}", flush=True)
+    if tests:
         tests.close()
+    found = {key: row for key, row in read().items() if key in alive}
+    write(found)
     rows = summary(found)
-    rows["all"]["planned"] = len(plan)
-    rows["all"]["tried"] = sum(fault.key in found for fault in plan)
+    rows["all"]["functions"] = len(plan)
+    rows["all"]["functions_done"] = sum(next_of(group, found, more, False) is None for group in plan)
     for key, row in found.items():
         if row["result"] == "survived" and key not in EQUIVALENT:
             print(f"  survived: {key} {row['header']} {row['function']}: {row['now'][:100]}")
