@@ -3,7 +3,7 @@
 PYTHON ?= python
 SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: check fix format lint types build test resources archs gpu
+.PHONY: check fix format lint types build test proof resources archs gpu
 
 check: format lint types build test
 	$(PYTHON) -m bench.stubs --check
@@ -30,6 +30,10 @@ build:
 
 test:
 	$(PYTHON) -m pytest -q
+
+# Random cases, error tables, sanitizers and planted faults -> docs/numerics.md. Takes an hour.
+proof:
+	$(PYTHON) -m bench.proof
 
 # Registers, stack and spills of every kernel -> bench/resources.txt
 resources:

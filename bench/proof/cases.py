@@ -61,8 +61,10 @@ FIXED = {"intrinsics", "poses", "camera_to_worlds", "adjustment", "near", "far",
 EMPTY_MEANS = {"refine", "refine_frozen", "feature_loss"}
 # Edits that put a ray on a threshold that no float can tell: gradients are asked to be finite only.
 # All weight in one sample makes the mean distance that sample's; where it is the first or the last, the 1e-10
-# of the opacity's denominator decides in double whether the clip holds it, and vanishes in float.
+# of the opacity's denominator decides in double whether the clip holds it, and vanishes in float. And the
+# squares of a vector below 1e-23 are zero in float: its length, and the gradient of that, is that of no vector.
 ON_THRESHOLD = {"composite": "one hot", "composite_rgb": "one hot", "composite_features": "one hot"}
+ON_THRESHOLD |= {"refine": "denormal", "refine_frozen": "denormal"}
 
 # Rows whose rays know of each other, and why.
 COUPLED = {

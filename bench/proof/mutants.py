@@ -13,7 +13,6 @@ the reason; faults that do not compile, or compile to the same code, are not cou
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from typing import Any
 from bench.proof import trees
 from bench.proof.equivalent import EQUIVALENT
 from bench.proof.faults import Fault, Group, faults, groups
+from bench.record import alone_in
 
 RESULTS = trees.ROOT / "bench" / "results" / "mutants.json"
 FLAGS: tuple[str, ...] = (
@@ -306,8 +306,7 @@ def read() -> dict[str, dict[str, Any]]:
 
 def keep(key: str, row: dict[str, Any]) -> None:
     """Adds one result; several runs may work on parts of the headers at the same time."""
-    with open(trees.ROOT / "build" / "proof" / "mutants.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone_in(RESULTS.parent):
         write(read() | {key: row})
 
 

@@ -113,7 +113,8 @@ def filled(page: str, found: dict[str, Any]) -> str:
             raise ValueError(f"{PAGE.name}: expected one {begin!r} and one {end!r}")
         head, rest = page.split(begin)
         _, tail = rest.split(end)
-        body = "\n".join(table(found[section])) if section in found else "Not measured yet."
+        whole = section in found and (section != "cases" or "all" in found[section])
+        body = "\n".join(table(found[section])) if whole else "Not measured yet."
         page = f"{head}{begin}\n\n{body}\n\n{end}{tail}"
     return page
 
