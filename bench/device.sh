@@ -19,7 +19,7 @@ done
 export SCENES=${SCENES:-}
 
 declare -A limit=([build]=300 [tests]=480 [checks]=240 [ops]=300 [overhead]=60 [sanitizer]=600 [racecheck]=600
-                  [steps]=400 [quality]=1800 [localise]=300)
+                  [steps]=400 [quality]=1800 [localise]=300 [tcnn]=300)
 default=(build tests checks ops overhead sanitizer steps quality)
 
 build() { "$PYTHON" setup.py -q build_ext --inplace && "$PYTHON" -m raymarch.apps.doctor; }
@@ -29,6 +29,7 @@ ops() { "$PYTHON" -m bench.ops --device cuda --record; }
 overhead() { "$PYTHON" -m bench.overhead --device cuda --record; }
 sanitizer() { "$PYTHON" -m bench.checks sanitizer; }
 racecheck() { "$PYTHON" -m bench.checks racecheck; }
+tcnn() { "$PYTHON" -m bench.tcnn --record; }
 on_scenes() {
   if [ -z "$SCENES" ]; then
     echo "no scenes: set SCENES to the folder that holds fox_full and chair" >&2
@@ -39,7 +40,7 @@ on_scenes() {
 steps() { on_scenes bench.render; }
 quality() { on_scenes bench.quality; }
 localise() { SCENES=${SCENES:+$SCENES/fox_full} on_scenes bench.localise; }
-export -f build tests checks ops overhead sanitizer racecheck on_scenes steps quality localise
+export -f build tests checks ops overhead sanitizer racecheck tcnn on_scenes steps quality localise
 
 failed=0
 summary=()

@@ -20,6 +20,7 @@ from bench import frames
 from bench.quality import configured, with_features, with_two_features
 from bench.record import merge
 from raymarch.data.scene import load
+from raymarch.profiling.subjects import skip_to, waits
 from raymarch.train.runs import start
 
 LATE = 6000  # a step past every warm-up
@@ -91,24 +92,6 @@ def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
         "steps_timed": timed,
     }
-
-
-def skip_to(trainer, step: int) -> None:
-    """Put the schedules at a later step: its cost depends on them, hardly on what has been learnt since."""
-    trainer.step = step
-    trainer.counter[1] = step
-    trainer._row.copy_(trainer._schedules[step])
-
-
-def waits(trainer, steps: int = 10) -> bool:
-    """Whether the host waits for the device in steps: a stream that slept first must still be busy after."""
-    with torch.cuda.stream(trainer._stream):
-        torch.cuda._sleep(1_000_000_000)  # about half a second
-        for _ in range(steps):
-            trainer._advance()
-        waited = trainer._stream.query()
-    torch.cuda.synchronize()
-    return bool(waited)
 
 
 def main() -> None:

@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from raymarch.ops import composite, interlevel, near_far, rays, sample_pdf, sample_spaced
-from raymarch.ops.fused import cast_rays, normal_head
+from raymarch.ops.rays_to_samples import cast_rays
+from raymarch.ops.samples_to_field import normal_head
 
 
 def test_an_almost_empty_ray_has_half_its_distance(device):
     """1e-10 joins the opacity under the mean distance."""
     t = torch.tensor([[0.0, 2.0, 8.0, 12.0]], device=device)
     w = torch.tensor([[0.0, 0.0, 1e-10]], device=device)
-    assert composite(w, t).expected.item() == pytest.approx(5.0, rel=1e-5)
+    assert composite(w, t).expected_depth.item() == pytest.approx(5.0, rel=1e-5)
 
 
 def test_an_almost_zero_normal_has_half_its_length(device):
@@ -51,7 +52,20 @@ def test_a_direction_is_divided_by_no_less_than_four_roundings_of_a_double(devic
     assert not arrays[2].grad.any()
 
 
-@pytest.mark.parametrize("spacing", ["lindisp", "log"])
+def test_each_channel_of_a_cleaned_picture_is_judged_by_itself(device):
+    """A channel that is not finite gets no gradient; the others of its ray do."""
+    t, w = torch.tensor([[0.0, 1.0]], device=device), torch.ones(1, 1, device=device)
+    for broken in range(3):
+        rgb = torch.full((1, 1, 3), 0.5, device=device)
+        rgb[0, 0, broken] = torch.nan
+        rgb.requires_grad_()
+        seen = composite(w, t, rgb=rgb, background="black", clean=True).rgb
+        (seen * torch.tensor([1.0, 2.0, 3.0], device=device)).sum().backward()
+        want = [0.0 if channel == broken else channel + 1.0 for channel in range(3)]
+        assert rgb.grad[0, 0].tolist() == want
+
+
+@pytest.mark.parametrize("spacing", ["linear-disparity", "log"])
 def test_disparity_and_logarithm_begin_at_a_millionth(device, spacing):
     near, far = torch.zeros(1, device=device), torch.ones(1, device=device)
     assert sample_spaced(near, far, 8, spacing=spacing)[1][0, 0].item() == pytest.approx(1e-6, rel=1e-3)

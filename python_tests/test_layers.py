@@ -37,7 +37,8 @@ IMPORTS = {
     "train": TRAIN | {"_C"},
     "trained": TRAIN,
     "export": TRAIN | {"trained"},
-    "apps": TRAIN | {"trained", "export", "_C"},
+    "profiling": TRAIN | {"trained", "_C"},
+    "apps": TRAIN | {"trained", "export", "profiling", "_C"},
     "__init__": {"trained", "data"},
     "__main__": {"apps"},
 }
@@ -49,6 +50,7 @@ DOORS = {
     "timm": "features/dino.py",
     "tyro": "apps/cli.py",
     "viser": "apps/view.py",
+    "nvtx": "profiling/ranges.py",
 }
 
 

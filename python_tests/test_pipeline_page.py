@@ -17,3 +17,8 @@ def test_every_op_that_is_named_exists():
 
     named = set(re.findall(r"`ops\.(\w+)`", PAGE)) - {"name"}
     assert len(named) > 20 and [name for name in sorted(named) if not hasattr(ops, name)] == []
+
+
+def test_every_file_of_the_pipeline_has_its_place():
+    files = sorted(path.name for path in (ROOT / "raymarch" / "model").glob("*.py"))
+    assert len(files) > 10 and [name for name in files if f"`raymarch/model/{name}`" not in PAGE] == []

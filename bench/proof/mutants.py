@@ -60,10 +60,13 @@ WATCHES = {
     "activation.h": Watch(("mlp", "inputs"), "density or colour_in or mlp", ("mlp", "inputs"), ("fused",)),
     "adam.h": Watch(("adam",), "", ("adam",)),
     "angle.h": Watch(("pose", "rays"), "pose or rays", ("pose", "rays")),
-    "box.h": Watch(("box", "fused"), "near_far", ("box", "fused", "beside")),
+    "box.h": Watch(("box", "rays_to_samples"), "near_far or cast_rays", ("box", "fused", "beside")),
     "camera.h": Watch(("rays",), "rays and not rays_to", ("rays",), ("fused", "beside")),
     "composite.h": Watch(
-        ("composite", "fused"), "composite or normal_head", ("composite", "fused"), ("losses", "beside")
+        ("composite", "samples_to_field", "field_to_pixels"),
+        "composite or normal_head",
+        ("composite", "fused"),
+        ("losses", "beside"),
     ),
     "contract.h": Watch(("contract", "sample"), "contract or unit_pos", ("contract", "sample"), ("fused",)),
     "exponential.h": Watch(("weights",), "weights or transmittance", ("weights",), ("fused", "losses")),
@@ -73,7 +76,7 @@ WATCHES = {
     "hashgrid.h": Watch(("hashgrid",), "hashgrid or encode", ("hashgrid",), ("inputs", "fused", "beside")),
     "lookup.h": Watch(("pixels",), "pixels or gather", ("pixels",), ("fused",)),
     "losses.h": Watch(
-        ("losses", "fused"),
+        ("losses", "field_to_pixels"),
         "losses or interlevel or distortion or orientation or proposal_loss",
         ("losses", "fused"),
         ("beside",),
@@ -83,7 +86,7 @@ WATCHES = {
     ),
     "mlp.h": Watch(("mlp",), "mlp", ("mlp",), ("fused", "frames")),
     "point.h": Watch(("samples_to_pixels",), "samples_to", ("frames",)),
-    "pose.h": Watch(("pose", "fused"), "pose or refine", ("pose",), ("fused", "refinement")),
+    "pose.h": Watch(("pose", "rays_to_samples"), "pose or refine", ("pose",), ("fused", "refinement")),
     "random.h": Watch(("pixels", "sample"), "draw", ("pixels", "sample"), ("losses", "fused")),
     "scalar.h": Watch(
         ("hashgrid", "composite", "mlp", "sample", "losses", "pixels"),
@@ -292,7 +295,7 @@ def tried(fault: Fault, shop: Workshop, tests: Tests) -> tuple[str, str]:
             return "does not compile", ""
         if all(problem == "same code" for problem in problems):
             return "same code", ""
-        by = own_tests(watch, tests) or tests(watch.more, QUIET)
+        by = own_tests(watch, tests) or tests(("guards", *watch.more), QUIET)
         return ("killed", by) if by else ("survived", "")
     finally:
         for double in (False, True):

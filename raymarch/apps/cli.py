@@ -1,9 +1,12 @@
 """The command line: raymarch demo | extract | train | resume | eval | render | query | view | localize |
-export | poses | report | inspect | doctor."""
+export | poses | report | inspect | profile | doctor."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -485,6 +488,44 @@ def inspect(
         print(line)
 
 
+def profile(
+    run: Positional[Path | None] = None,
+    preset: str | None = None,
+    scene: Path | None = None,
+    what: Literal["train", "render", "op"] = "train",
+    op: str | None = None,
+    out: Path | None = None,
+    steps: int | None = None,
+    set: Set = (),
+    side: int | None = None,
+    nvtx: bool = False,
+    device: Device = "auto",
+) -> None:
+    """Say where a training step or a frame spends its time, by stage and by op (docs/profiling.md).
+
+    Args:
+        run: Run folder; nothing in it is changed but its folder `profile`.
+        preset: Instead of a run: nerfacto, f3rm or tiny, untrained, at a step past its warm-up.
+        scene: Photos to take (default: the run's own, or the built-in scene).
+        what: A training step, a frame, or one native op with what a step gives it.
+        op: The op of --what op, as hashgrid_backward; without _forward or _backward, both.
+        out: Output folder (default: RUN/profile or raymarch_profile).
+        steps: How many steps (or frames) to look at (default: 30 on a GPU, 6 without).
+        set: Change a setting of the preset, as train.trainer.fused=false. May be given several times.
+        side: Pixels of the longer side of a frame (default: 1080 on a GPU, 96 without).
+        nvtx: Also mark stages and ops for Nsight, in the domain raymarch (needs the package nvtx).
+        device: Where to run.
+    """
+    from raymarch.apps.profiling import Request, profile_run
+
+    try:
+        asked = Request(run, preset, scene, what, op, out, steps, set, side, nvtx, device)
+        for line in profile_run(asked, lambda words: _say(f"profile: {words}")):
+            print(line)
+    except KeyboardInterrupt:
+        raise UserStop("stopped; no profile was written") from None
+
+
 def doctor() -> None:
     """What was built, what is installed, and what this machine can run."""
     from raymarch.apps.doctor import main as examine
@@ -496,7 +537,7 @@ COMMANDS = {
     f.__name__: f
     for f in (
         *(demo, inspect, extract, train, resume, eval, render, query, view, report),
-        *(localize, poses, export, doctor),
+        *(localize, poses, export, profile, doctor),
     )
 }
 
@@ -507,19 +548,39 @@ def _say(*lines: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command. What a user can mend is told in one sentence; exit status 1."""
+    """Run one command. What a user can mend is told in one sentence; exit status 1.
+
+    With RAYMARCH_NVTX in the environment, stages and ops are NVTX ranges (docs/profiling.md).
+    """
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="raymarch",
-            description="Fused ray marching for radiance and feature fields.",
-            args=argv,
-        )
+        with _marked():
+            _run(argv)
     except Exception as error:
         if not _mendable(error):
             raise
         _say(f"raymarch: {error}")
         raise SystemExit(1) from None
+
+
+def _run(argv: list[str] | None) -> None:
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="raymarch",
+        description="Fused ray marching for radiance and feature fields.",
+        args=argv,
+    )
+
+
+def _marked() -> AbstractContextManager[None]:
+    """NVTX ranges around stages and ops where the environment asks for them."""
+    if os.environ.get("RAYMARCH_NVTX", "0") in ("", "0"):
+        return nullcontext()
+    if importlib.util.find_spec("nvtx") is None:
+        _say("raymarch: RAYMARCH_NVTX is set, but ranges need the package nvtx: pip install nvtx")
+        return nullcontext()
+    from raymarch.profiling.ranges import nvtx_ranges
+
+    return nvtx_ranges()
 
 
 def _mendable(error: Exception) -> bool:
@@ -530,6 +591,7 @@ def _mendable(error: Exception) -> bool:
     from raymarch.data.scene import SceneError
     from raymarch.features.encoder import EncoderError
     from raymarch.features.words import WordsError
+    from raymarch.nn import TcnnError
     from raymarch.train.checkpoint import CheckpointError
     from raymarch.train.evaluate import OutOfMemory
     from raymarch.train.photos import LocalizeError
@@ -553,6 +615,7 @@ def _mendable(error: Exception) -> bool:
         UserStop,
         LocalizeError,
         WordsError,
+        TcnnError,
     )
     return isinstance(error, ours) or (isinstance(error, (FileNotFoundError, IndexError)) and _direct(error))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from raymarch.config import Config, TrainConfig, preset
 from raymarch.data.alignment import align
 from raymarch.data.scene import Scene
-from raymarch.data.synthetic import SyntheticScene, feature_maps, make_scene
+from raymarch.data.synthetic import SyntheticScene, as_scene, feature_maps, make_scene
 from raymarch.features.query import mask, similarity
 from raymarch.features.words import STORED, write_embeddings
 from raymarch.model import Model
@@ -70,16 +70,7 @@ def paced(optim: OptimConfig, steps: int) -> OptimConfig:
 
 def demo_scene(truth: SyntheticScene) -> Scene:
     """The synthetic scene as the trainer sees it: perturbed poses, no truth but the pictures."""
-    return Scene.from_arrays(
-        truth.images,
-        truth.intrinsics,
-        truth.perturbed_camera_to_worlds,
-        features=list(feature_maps(truth)),
-        split=(truth.train, truth.test),
-        orientation="none",
-        center="none",
-        scale=1.0,
-    )
+    return as_scene(truth, features=list(feature_maps(truth)), poses=truth.perturbed_camera_to_worlds)
 
 
 def into_learnt_frame(cameras: Cameras, similarity_to_truth: tuple[float, Tensor, Tensor]) -> Cameras:

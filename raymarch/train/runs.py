@@ -160,10 +160,26 @@ def photos_of(
     return pixel_source(scene, chosen, device, most, trainer.seed, trainer.photos_every)
 
 
-def resume(run: Path, device: str = "auto", scene: Scene | None = None, steps: int | None = None) -> Trainer:
-    """The trainer of an interrupted run, exactly where its newest checkpoint left it."""
+def under(backend: str, config: Config) -> Config:
+    """The config with its fields run by that backend: parameters are the same."""
+    return replace(config, model=replace(config.model, fields=replace(config.model.fields, backend=backend)))
+
+
+def resume(
+    run: Path,
+    device: str = "auto",
+    scene: Scene | None = None,
+    steps: int | None = None,
+    backend: str | None = None,
+) -> Trainer:
+    """The trainer of an interrupted run, exactly where its newest checkpoint left it.
+
+    backend: native or tcnn; None is the one it was trained with.
+    """
     tensors, meta = checkpoint.newest(run)
     config = from_dict(meta["config"])
+    if backend is not None:
+        config = under(backend, config)
     if steps is not None:
         until = replace(config.train.trainer, steps=steps)
         config = replace(config, train=replace(config.train, trainer=until))
@@ -208,15 +224,19 @@ def reload_scene(meta: dict[str, Any], run: Path) -> Scene:
 
 
 class OpenRun:
-    """A run's newest checkpoint, ready to render: model, cameras and units."""
+    """A run's newest checkpoint, ready to render: model, cameras and units.
 
-    def __init__(self, run: Path, device: str = "auto"):
+    Our own kernels run its fields whoever trained them, so that it opens where tiny-cuda-nn is missing;
+    `backend` "tcnn" asks for the other.
+    """
+
+    def __init__(self, run: Path, device: str = "auto", backend: str = "native"):
         tensors, meta = checkpoint.newest(run)
         where = pick_device(device)
         self.path, self.meta, self.device = run, meta, where
         self.config = from_dict(meta["config"])
         self.step: int = meta["step"]
-        self.model = Model(self.config.model, meta["cameras"]).to(where)
+        self.model = Model(under(backend, self.config).model, meta["cameras"]).to(where)
         load_model(self.model, tensors)
         self.model.eval()
         scene = meta["scene"]

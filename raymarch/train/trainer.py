@@ -26,7 +26,7 @@ from raymarch.model.poses import detail_at
 from raymarch.model.sampler import anneal_at, updates_at
 from raymarch.nn import HashGrid
 from raymarch.ops import find_non_finite
-from raymarch.ops.fused import advance, loss_room, sum_losses
+from raymarch.ops.field_to_pixels import advance, loss_room, sum_losses
 from raymarch.train import checkpoint
 from raymarch.train.optim import Adam, learning_rate
 
@@ -191,7 +191,7 @@ class Trainer:
         """One step, through a graph where there is one."""
         self.source.prepare(self.step)
         update = bool(self._updates[self.step])
-        if self.device.type != "cuda" or not self.config.graph:
+        if self.device.type != "cuda" or not (self.config.graph and self.model.native):
             self._one_step(update)
         elif update in self._graphs:
             self._graphs[update].replay()
