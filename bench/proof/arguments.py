@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.cases import CASES, Case, several
 from bench.running import run, with_grad
 from raymarch import _C
-from raymarch.ops._op import _arguments, watch_launches
+from raymarch.ops._op import call, declared, launches_through
 
 
 @cache
@@ -55,18 +55,20 @@ def rows_of(args: Sequence[Any], argument_names: Sequence[str], ray: int, per_ra
 def launched(case: Case, rays: int = 3) -> dict[str, dict[str, object]]:
     """The kernels that a row and its gradient run, with the arguments of the last call."""
     found: dict[str, dict[str, object]] = {}
-    before = watch_launches(lambda kernel, arguments: found.update({kernel: arguments}))
-    try:
+
+    def noted(core: Any, kernel: str, args: tuple) -> None:
+        found[kernel] = dict(zip(declared(core, kernel), args, strict=True))
+        call(core, kernel, args)
+
+    with launches_through(noted):
         run(case, with_grad(case, case.inputs(rays)))
-    finally:
-        watch_launches(before)
     return found
 
 
 def takes_payload(case: Case) -> bool:
     """Whether an array that the row hands over may be of 16 bits."""
     for kernel, arguments in launched(case).items():
-        kinds = _arguments(_C, kernel)
+        kinds = declared(_C, kernel)
         for word, value in arguments.items():
             is_payload = "Payload" in kinds[word] and "Out" not in kinds[word]
             if is_payload and isinstance(value, Tensor) and value.dtype is torch.float32:

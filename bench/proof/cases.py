@@ -4,9 +4,9 @@ What a case asks:
 
 - `agrees`: with finite inputs, outputs and gradients are finite, and those of the float build are within the
   row's tolerance (of norms, four times) of the double build's; where they are not, every number must lie
-  between what the double build makes of inputs moved by at most 2^-18 of themselves, because a threshold (a
-  bin, a cell, a clip, relu) may fall on either side of a number that float cannot hold. What the stage
-  promises of its outputs (HOLDS) is held to.
+  between what the double build makes of inputs and incoming gradients moved by at most 2^-18 of themselves,
+  because a threshold (a bin, a cell, a clip, relu) may fall on either side of what float cannot tell apart, and
+  a sum may be what is left of large numbers. What the stage promises of its outputs (HOLDS) is held to.
 - `keeps_to_its_ray`: NaN, infinities and enormous numbers in one ray change nothing of the others, to the
   last bit, and crash nothing. What the stage promises even then (ALWAYS) is held to.
 - `takes_views`: an argument with gaps in memory gives the same numbers or is refused by name.
@@ -59,12 +59,14 @@ ELSEWHERE = {
 FIXED = {"intrinsics", "poses", "camera_to_worlds", "adjustment", "near", "far", "box", "rotation"}
 # Rows that end in a mean, which is NaN of no rays, as torch's is.
 EMPTY_MEANS = {"refine", "refine_frozen", "feature_loss"}
-# Edits that put a ray on a threshold that no float can tell: gradients are asked to be finite only.
-# All weight in one sample makes the mean distance that sample's; where it is the first or the last, the 1e-10
-# of the opacity's denominator decides in double whether the clip holds it, and vanishes in float. And the
-# squares of a vector below 1e-23 are zero in float: its length, and the gradient of that, is that of no vector.
+# Edits that put numbers on a threshold that float cannot tell: gradients are asked to be finite only.
+# - All weight in one sample makes the mean distance that sample's; where it is the first or the last, the
+#   1e-10 of the opacity's denominator decides in double whether the clip holds it, and vanishes in float.
+# - Squares of a vector below 1e-23 are zero in float: its length has the gradient of no vector's.
+# - Products of denormal numbers are zero in float, and a unit that is exactly zero passes no gradient.
 ON_THRESHOLD = {"composite": "one hot", "composite_rgb": "one hot", "composite_features": "one hot"}
 ON_THRESHOLD |= {"refine": "denormal", "refine_frozen": "denormal"}
+ON_THRESHOLD |= {name: "denormal" for name in CASES if name.startswith("mlp_")}
 
 # Rows whose rays know of each other, and why.
 COUPLED = {
@@ -156,8 +158,12 @@ def _parallel(a: Tensor, name: str, dice: torch.Generator) -> Tensor:
 
 
 def _on_faces(a: Tensor, name: str, dice: torch.Generator) -> Tensor:
-    """Whole numbers: on the faces of boxes, on the cube of the contraction, and at its ties."""
-    return a.round().clamp(-3, 3) if name in POINTS else a
+    """Whole numbers: on the faces of boxes, on the cube of the contraction, and at its ties.
+
+    What is contracted already (y) stays where it can be taken back: beyond 2 there is nothing.
+    """
+    most = 1 if name == "y" else 3
+    return a.round().clamp(-most, most) if name in POINTS else a
 
 
 def _near_is_far(args: list[Any], words: Sequence[str]) -> list[Any]:
@@ -304,10 +310,7 @@ def _explained(
                 else a
                 for a in wide
             ]
-            found = [
-                [None if x is None else x.double() for x in part]
-                for part in run_row(case, with_grad(case, nudged))
-            ]
+            found = _moved(case, nudged, move, dice)
             if low is None or high is None:
                 low, high = found, found
             low = [[_least(a, b) for a, b in zip(*two, strict=True)] for two in zip(low, found, strict=True)]
@@ -319,6 +322,20 @@ def _explained(
         ):
             return True
     return False
+
+
+def _moved(case: Case, args: Sequence[Any], move: float, dice: torch.Generator) -> list[list[Tensor | None]]:
+    """Outputs and gradients in double; the incoming gradients move, too: their sums may all but cancel."""
+    ready = with_grad(case, args)
+    outputs = several(case.op(*ready))
+    plain: list[Tensor | None] = [o.detach().double() for o in outputs]
+    if not case.differentiable:
+        return [plain, []]
+    kept = floats(outputs)
+    seeds = [s * (1 + move * (2 * torch.rand(s.shape, generator=dice) - 1)) for s in seeds_of(kept)]
+    wanted = [ready[i] for i in case.differentiable]
+    gradients = torch.autograd.grad(kept, wanted, seeds, allow_unused=True)
+    return [plain, [None if g is None else g.double() for g in gradients]]
 
 
 def _least(a: Tensor | None, b: Tensor | None) -> Tensor | None:
