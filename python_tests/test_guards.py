@@ -91,3 +91,11 @@ def test_a_missed_box_is_1e10_away_and_leaves_a_ray_a_millionth(device):
     lens = torch.zeros(1, 12, device=device), torch.tensor([0], device=device)
     out = cast_rays(camera, xy, pose, intrinsics, *lens, near=3.0, far=9.0, samples=2, box=box)
     assert out.near.item() == 3 and out.far.item() - 3 == pytest.approx(4e-6, rel=0.1)
+
+
+def test_a_fisheye_close_to_its_centre_keeps_its_angle(device):
+    """There sin(x)/x is a series."""
+    arrays = (torch.tensor([0]), torch.tensor([[32.0 + 0.5, 24.0]]), torch.eye(3, 4)[None])
+    lens = (torch.tensor([[1000.0, 1000.0, 32.0, 24.0]]), torch.zeros(1, 12), torch.tensor([1]))
+    _, directions, *_ = rays(*(a.to(device) for a in (*arrays, *lens)))
+    assert directions[0, 0].item() == pytest.approx(5e-4, rel=1e-6) and directions[0, 1].item() == 0

@@ -5,8 +5,8 @@ What a case asks:
 - `agrees`: with finite inputs, outputs and gradients are finite, and those of the float build are within the
   row's tolerance (of norms, four times) of the double build's; where they are not, every number must lie
   between what the double build makes of inputs and incoming gradients moved by at most 2^-18 of themselves,
-  because a threshold (a bin, a cell, a clip, relu) may fall on either side of what float cannot tell apart, and
-  a sum may be what is left of large numbers. What the stage promises of its outputs (HOLDS) is held to.
+  because a threshold (a bin, a cell, a clip, relu) may fall on either side of what float cannot tell apart,
+  and a sum may be what is left of large numbers. What the stage promises of its outputs (HOLDS) is held to.
 - `keeps_to_its_ray`: NaN, infinities and enormous numbers in one ray change nothing of the others, to the
   last bit, and crash nothing. What the stage promises even then (ALWAYS) is held to.
 - `takes_views`: an argument with gaps in memory gives the same numbers or is refused by name.

@@ -1,3 +1,7 @@
 """Faults of bench/proof/mutants.py that no test can notice, and why."""
 
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = {
+    # transmittance.h, factor_vjp: || as &&
+    "02ed39f1f114": "An infinite factor makes the thickness infinite (or NaN, whose gradient is zero), nothing "
+    "passes, and the gradient of the thickness is zero: the two conditions come together.",
+}
