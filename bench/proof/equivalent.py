@@ -2,6 +2,6 @@
 
 EQUIVALENT: dict[str, str] = {
     # transmittance.h, factor_vjp: || as &&
-    "02ed39f1f114": "An infinite factor makes the thickness infinite (or NaN, whose gradient is zero), nothing "
-    "passes, and the gradient of the thickness is zero: the two conditions come together.",
+    "02ed39f1f114": "An infinite factor makes the thickness infinite (or NaN, whose gradient is 0): nothing "
+    "passes and the thickness has no gradient, so the two conditions come together.",
 }
