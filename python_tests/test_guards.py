@@ -80,16 +80,20 @@ def test_a_histogram_lighter_than_1e_5_is_filled_up_evenly(device):
     assert found[0].tolist() == pytest.approx([0.25 / 0.75 / 2, 0.5], abs=1e-6)  # of masses 1/4 and 3/4
 
 
-def test_a_missed_box_is_1e10_away_and_leaves_a_ray_a_millionth(device):
+def test_a_missed_box_is_1e10_away(device):
     o, d = torch.tensor([[5.0, 5.0, 5.0]], device=device), torch.tensor([[1.0, 0.0, 0.0]], device=device)
     box = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]], device=device)
     assert [x.item() for x in near_far(o, d, box)] == [1e10, 1e10]
-    pose = torch.eye(3, 4, device=device)[None].clone()
-    pose[0, :, 3] = 50.0
-    arrays = (torch.tensor([0]), torch.tensor([[5.5, 5.5]]), torch.tensor([[10.0, 10.0, 5.0, 5.0]]))
-    camera, xy, intrinsics = (a.to(device) for a in arrays)
-    lens = torch.zeros(1, 12, device=device), torch.tensor([0], device=device)
-    out = cast_rays(camera, xy, pose, intrinsics, *lens, near=3.0, far=9.0, samples=2, box=box)
+
+
+@pytest.mark.parametrize("centre", [50.0, 0.0], ids=["missed", "left before the near plane"])
+def test_a_box_of_no_use_leaves_a_ray_a_millionth(device, centre):
+    pose = torch.eye(3, 4)[None].clone()
+    pose[0, :, 3] = centre
+    fixed = (torch.tensor([[10.0, 10.0, 5.0, 5.0]]), torch.zeros(1, 12), torch.tensor([0]))
+    box = torch.tensor([[-2.0, -2.0, -2.0], [2.0, 2.0, 2.0]], device=device)
+    arrays = (a.to(device) for a in (torch.tensor([0]), torch.tensor([[5.5, 5.5]]), pose, *fixed))
+    out = cast_rays(*arrays, near=3.0, far=9.0, samples=2, box=box)
     assert out.near.item() == 3 and out.far.item() - 3 == pytest.approx(4e-6, rel=0.1)
 
 
