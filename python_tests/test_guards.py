@@ -1,11 +1,14 @@
 """The small numbers that keep formulas finite, each seen once, at its value."""
 
+import math
+
 import pytest
 import torch
 
 from raymarch.ops import composite, interlevel, near_far, rays, sample_pdf, sample_spaced
 from raymarch.ops.rays_to_samples import cast_rays
 from raymarch.ops.samples_to_field import normal_head
+from raymarch.types import LENSES
 
 
 def test_an_almost_empty_ray_has_half_its_distance(device):
@@ -103,3 +106,14 @@ def test_a_fisheye_close_to_its_centre_keeps_its_angle(device):
     lens = (torch.tensor([[1000.0, 1000.0, 32.0, 24.0]]), torch.zeros(1, 12), torch.tensor([1]))
     _, directions, *_ = rays(*(a.to(device) for a in (*arrays, *lens)))
     assert directions[0, 0].item() == pytest.approx(5e-4, rel=1e-6) and directions[0, 1].item() == 0
+
+
+def test_the_search_behind_a_strong_lens_arrives(device):
+    """With a wrong derivative it would come nearer by a ninth per trial, and run out of trials."""
+    k = torch.zeros(1, 12)
+    k[0, 0] = 5.0
+    radius = 0.2 * (1 + 5 * 0.2**2)
+    arrays = (torch.tensor([0]), torch.tensor([[32.0 + 100 * radius, 24.0]]), torch.eye(3, 4)[None])
+    lens = (torch.tensor([[100.0, 100.0, 32.0, 24.0]]), k, torch.tensor([LENSES.index("fisheye624")]))
+    _, directions, _, _, converged = rays(*(a.to(device) for a in (*arrays, *lens)))
+    assert converged.item() and directions[0, 0].item() == pytest.approx(math.sin(0.2), rel=1e-5)
