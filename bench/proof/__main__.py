@@ -33,7 +33,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "huge": lambda options: cases.huge(options.device),
     "threads": lambda options: threads.run(),
     "sanitize": lambda options: sanitize.run(),
-    "mutants": lambda options: mutants.run(options.budget),
+    "mutants": lambda options: mutants.run(options.budget, again=options.again),
 }
 
 
@@ -69,6 +69,7 @@ def main(words: list[str]) -> int:
         "--only", nargs="*", default=[], help="cases: these rows alone; the record has others"
     )
     parser.add_argument("--budget", type=float, default=float("inf"))
+    parser.add_argument("--again", action="store_true", help="mutants: only what survived, once more")
     parser.add_argument("--no-record", action="store_true")
     options = parser.parse_args(words)
     chosen = options.sections or [*SECTIONS, "docs"]

@@ -5,5 +5,5 @@ EQUIVALENT: dict[str, str] = {
     "02ed39f1f114": "An infinite factor makes the thickness infinite (or NaN, whose gradient is 0): nothing "
     "passes and the thickness has no gradient, so the two conditions come together.",
     # camera.h, kEpsilon of the double build: 2.2e-16 as 4.4e-16
-    "533338f55bf1": "When the search stops: its steps are Newton's, and the last one lands far below either bound.",
+    "533338f55bf1": "When the search stops: its steps are Newton's, the last lands far below both.",
 }

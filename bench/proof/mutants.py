@@ -343,10 +343,9 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def next_of(group: Group, found: dict[str, dict[str, Any]], more: int, again: bool) -> Fault | None:
     """The fault of a function to try next; None when enough of them compiled, or none is left."""
     if again:
-        for fault in group.faults:
-            row = found.get(fault.key, {})
-            if row.get("result") == "survived" and not row.get("again") and fault.key not in EQUIVALENT:
-                return fault
+        rows = ((fault, found.get(fault.key, {})) for fault in group.faults)
+        survivors = (f for f, row in rows if row.get("result") == "survived" and not row.get("again"))
+        return next((fault for fault in survivors if fault.key not in EQUIVALENT), None)
     tried_yet = [found[fault.key]["result"] for fault in group.faults if fault.key in found]
     if sum(result in ("killed", "survived") for result in tried_yet) >= more * group.wanted:
         return None
@@ -358,7 +357,7 @@ def run(
 ) -> dict[str, Any]:
     """Try what was not tried yet, derivatives first, for about `budget` seconds.
 
-    `more` multiplies how many faults a function gets; `again` tries once more what survived. With `parts`,
+    `more` multiplies how many faults a function gets; `again` tries nothing but what survived, once more. With `parts`,
     this run takes part `part` of the functions, and other runs may take the others at the same time.
     """
     headers = {path.name: path.read_text() for path in sorted((trees.ROOT / "csrc" / "math").glob("*.h"))}
