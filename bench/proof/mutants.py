@@ -357,8 +357,8 @@ def run(
 ) -> dict[str, Any]:
     """Try what was not tried yet, derivatives first, for about `budget` seconds.
 
-    `more` multiplies how many faults a function gets; `again` tries nothing but what survived, once more. With `parts`,
-    this run takes part `part` of the functions, and other runs may take the others at the same time.
+    `more` multiplies how many faults a function gets; `again` tries nothing but what survived, once more.
+    With `parts`, this run takes part `part` of the functions; other runs may take the others at the same time.
     """
     headers = {path.name: path.read_text() for path in sorted((trees.ROOT / "csrc" / "math").glob("*.h"))}
     if unwatched := set(headers) - set(WATCHES):
