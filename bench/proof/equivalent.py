@@ -7,5 +7,5 @@ EQUIVALENT: dict[str, str] = {
     # camera.h, kEpsilon of the double build: 2.2e-16 as 4.4e-16
     "533338f55bf1": "When the search stops: its steps are Newton's, the last lands far below both.",
     # camera.h, kMostTrials: 40 as 41
-    "3c15052d5b40": "A search that has not arrived after 40 trials does not in one more; those that do need fewer.",
+    "3c15052d5b40": "A search that has not arrived after 40 trials will not in one more; others need fewer.",
 }

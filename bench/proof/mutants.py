@@ -358,7 +358,7 @@ def run(
     """Try what was not tried yet, derivatives first, for about `budget` seconds.
 
     `more` multiplies how many faults a function gets; `again` tries nothing but what survived, once more.
-    With `parts`, this run takes part `part` of the functions; other runs may take the others at the same time.
+    With `parts`, this run takes part `part` of the functions; others may run at the same time.
     """
     headers = {path.name: path.read_text() for path in sorted((trees.ROOT / "csrc" / "math").glob("*.h"))}
     if unwatched := set(headers) - set(WATCHES):
