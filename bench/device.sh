@@ -21,7 +21,7 @@ export SCENES=${SCENES:-}
 
 declare -A limit=([build]=300 [tests]=480 [checks]=240 [ops]=300 [overhead]=60 [sanitizer]=600 [racecheck]=600
                   [steps]=400 [quality]=1800 [localise]=300 [tcnn]=300 [everything]=600 [scaling]=600
-                  [peers_build]=580 [peers]=580)
+                  [peers_build]=580 [peers]=580 [runs]=900)
 default=(build tests checks ops overhead sanitizer steps quality)
 
 build() { "$PYTHON" setup.py -q build_ext --inplace && "$PYTHON" -m raymarch.apps.doctor; }
@@ -46,8 +46,16 @@ everything() { "$PYTHON" -m bench --device cuda --only steps,frames,memory,overh
 scaling() { "$PYTHON" -m bench scaling --device cuda --out "${OUT:-docs/scaling}"; }
 peers_build() { bench/peers.sh build; }
 peers() { bench/peers.sh run ${PEERS:-}; }
+# Golden frames, chance, long runs: docs/runs.md.
+runs() {
+  local bad=0
+  "$PYTHON" -m bench.golden --device cuda || bad=1
+  "$PYTHON" -m bench.spread --device cuda || bad=1
+  "$PYTHON" -m bench.long --device cuda || bad=1
+  return $bad
+}
 export -f build tests checks ops overhead sanitizer racecheck tcnn on_scenes steps quality localise \
-  everything scaling peers_build peers
+  everything scaling peers_build peers runs
 
 failed=0
 summary=()

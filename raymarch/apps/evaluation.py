@@ -12,7 +12,8 @@ from torch import Tensor
 
 from raymarch.apps.images import file_stems, save_depth, save_rgb
 from raymarch.config import ConfigError
-from raymarch.data.scene import Scene, load
+from raymarch.data.atomic import write_text
+from raymarch.data.scene import Scene
 from raymarch.train.evaluate import ImageMetrics, evaluate, masks_of
 from raymarch.train.held_out import POSES, PROTOCOLS, evaluate_refined, held_out_cameras
 from raymarch.train.runs import OpenRun, reload_scene
@@ -36,7 +37,7 @@ def evaluate_run(
     if not opened.test:
         raise ConfigError(f"{run} holds out no photos; train with --split every8 to have some")
     source = opened.meta["scene"]["source"]
-    scene = load(data, **(source["options"] if source else {})) if data else reload_scene(opened.meta, run)
+    scene = reload_scene(opened.meta, run, data)
     names = [opened.names[i] for i in opened.test]
     if [scene.names[i] for i in scene.test] != names:
         raise ConfigError(
@@ -66,7 +67,7 @@ def evaluate_run(
     yield f"{'mean':32} {mean['psnr']:7.2f} {mean['ssim']:7.4f}  {poses}"
     yield f"protocol: {PROTOCOLS[poses]}"
     result = {"step": opened.step, "poses": poses, "protocol": PROTOCOLS[poses], "mean": mean}
-    metrics_file(run, poses).write_text(json.dumps(result | {"images": stored}, indent=1))
+    write_text(metrics_file(run, poses), json.dumps(result | {"images": stored}, indent=1))
 
 
 def _measured(

@@ -18,7 +18,7 @@ from raymarch.config import ConfigError
 from raymarch.data.error import SceneError
 from raymarch.data.images import read_photo
 from raymarch.data.scene import Scene
-from raymarch.model.frames import FrameRenderer, Settings
+from raymarch.model.frames import FrameRenderer, OutOfMemory, Settings
 from raymarch.train.evaluate import over_background
 from raymarch.train.metrics import psnr
 from raymarch.train.runs import CAMERA_FIELDS, smaller, subset
@@ -58,7 +58,7 @@ def kept_of(scene: Scene | None, index: int, width: int, height: int) -> Tensor 
 
 
 class Watcher:
-    """Call it with every progress report of a trainer; close it at the end.
+    """Call it with every progress report of a trainer; let it look once more at the end, and close it.
 
     every: steps between held-out renderings, 0 for none. tensorboard: also write RUN/tensorboard. ConfigError
     where that is not installed. scene: where its masks are; pixels that they ignore are not judged.
@@ -99,7 +99,17 @@ class Watcher:
         self.last = progress.step
 
     def look(self) -> None:
-        """Render the held-out view, keep it, and log how good it is where the photo can be read."""
+        """Render the held-out view, keep it, and log how good it is where the photo can be read.
+
+        Where there is no room for it, in memory or on disk, training goes on without.
+        """
+        try:
+            self._look()
+        except (OSError, OutOfMemory) as error:
+            self.index = None
+            self.trainer.notes.append(f"the held-out view is not looked at any more: {error}")
+
+    def _look(self) -> None:
         run, step = self.trainer.run, self.trainer.step
         assert run is not None and self.index is not None
         picture = self.frames.render(self.camera, 0, frozenset({"rgb"}))["rgb"].cpu()
@@ -119,11 +129,14 @@ class Watcher:
             if "psnr" in row:
                 self.writer.add_scalar("psnr/held_out", row["psnr"], step)
 
-    def close(self) -> None:
-        """Look once more, if steps were done since, and end the logs."""
+    def look_last(self) -> None:
+        """Look once more at the end, if steps were done since."""
         step = self.trainer.step
         if self.index is not None and step and not self._looked(step):
             self.look()
+
+    def close(self) -> None:
+        """End the logs."""
         if self.writer is not None:
             self.writer.close()
 
