@@ -5,7 +5,7 @@ PYTHON ?= python
 TESTS ?=
 SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: check fix format lint types build test docs wheel resources archs gpu
+.PHONY: check fix format lint types build test docs wheel proof resources archs gpu
 
 check: format lint types docs build test
 	$(PYTHON) -m bench.stubs --check
@@ -40,6 +40,10 @@ docs:
 # The source archive, and from it the wheel, into dist/. Nothing of the checkout but what the archive holds.
 wheel:
 	$(PYTHON) -m build --outdir dist
+
+# Random cases, error tables, sanitizers and planted faults -> docs/numerics.md. Takes an hour.
+proof:
+	$(PYTHON) -m bench.proof
 
 # Registers, stack and spills of every kernel -> bench/resources.txt
 resources:

@@ -9,7 +9,9 @@ python -m bench.record            write the Markdown again from the JSON
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import json
 import math
 import os
@@ -17,6 +19,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ KEYS = (
     "ceilings",
     "ops",
     "checks",
+    "proof",
     "steps",
     "frames",
     "quality",
@@ -143,16 +147,29 @@ def _merged(old: Any, new: dict[str, Any]) -> dict[str, Any]:
     return old | {k: _merged(old.get(k), v) for k, v in new.items()}
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds a folder while its files are read, changed and written: several measurements may run at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def merge(section: str, values: dict[str, Any], command: str) -> None:
     """Add measurements to a section of the record, stamped with how, on what and when they were made."""
     if section not in SECTIONS:
         raise ValueError(f"record: {section!r} is no section; expected one of {', '.join(SECTIONS)}")
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")
     stamp = {"command": command, "commit": commit(), "date": now, "load": load()}
-    record = {key: {} for key in KEYS} | read()
-    record |= {"commit": stamp["commit"], "date": now, "gpu": machine(), "versions": versions()}
-    record[section] = _merged(record[section], _stamped(_finite(values), stamp))
-    write(record)
+    with alone_in(path().parent):
+        record = {key: {} for key in KEYS} | read()
+        record |= {"commit": stamp["commit"], "date": now, "gpu": machine(), "versions": versions()}
+        record[section] = _merged(record[section], _stamped(_finite(values), stamp))
+        write(record)
 
 
 def write(record: dict[str, Any]) -> None:
