@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bench.quality import configured, with_features
 from bench.record import merge
+from bench.timing import FEWEST, spread
 from raymarch.data.scene import Scene, load
 from raymarch.model import Model
 from raymarch.model.frames import IMAGE_HEADS, FrameRenderer, Settings
@@ -79,7 +80,7 @@ def timed(
         torch.cuda.synchronize()
         laps.append((time.perf_counter() - begin) * 1e3)
     peak = torch.cuda.max_memory_allocated() / 1e9
-    return {"ms": statistics.median(laps[1:]), "first_ms": laps[0], "peak_gb": peak}
+    return spread("ms", laps[1:]) | {"first_ms": laps[0], "peak_gb": peak}
 
 
 def pictures(frames: FrameRenderer, cameras: Cameras, heads: frozenset[str], mode: str, embeddings):
@@ -120,7 +121,7 @@ def measure(
     for name in rows:
         heads, mode, fused = ROWS[name]
         frames = FrameRenderer(model, Settings(fused=fused, half_features=True))
-        row = timed(frames, cameras, heads, mode, embeddings, repeats if "exact" not in name else 3)
+        row = timed(frames, cameras, heads, mode, embeddings, repeats if "exact" not in name else FEWEST)
         print(name, {k: round(v, 4) for k, v in row.items()}, flush=True)  # whatever becomes of the rest
         if "feature" not in heads:
             if heads not in exact:

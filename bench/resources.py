@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from raymarch.profiling.kernel_names import shortened
+
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "bench" / "resources.txt"
 ARCH = "sm_90"
@@ -54,16 +56,6 @@ def demangled(names: list[str]) -> list[str]:
         ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
     ).stdout
     return [shortened(line) for line in text.splitlines()]
-
-
-def shortened(name: str) -> str:
-    depth, kept = 0, ""
-    for c in name.replace("(anonymous namespace)::", "").replace("raymarch::", ""):
-        if c == "(" and depth == 0 and kept:
-            break
-        depth += (c == "<") - (c == ">")
-        kept = "" if c == " " and depth == 0 else kept + c
-    return re.sub(r"\((?:int|unsigned int|long|bool)\)", "", kept)
 
 
 def read_ptxas(file: str, log: str) -> list[Kernel]:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from raymarch.data import depth, frames, images, nerfstudio, normalise
+from raymarch.data import depth, images, nerfstudio, normalise
+from raymarch.data.lens import intrinsics
+from raymarch.data.listing import Lens
 from raymarch.data.maps import FeatureMaps
 from raymarch.data.pixels import PixelSource, bytes_needed
 from raymarch.data.scene import Scene, SceneError, describe, load
@@ -514,8 +516,8 @@ def test_a_blender_scene_keeps_its_frame_its_split_and_its_alpha(tmp_path):
 
 
 def test_the_blender_focal_length_is_the_oracles():
-    lens = frames.Lens(angle_x=0.6911112070)
-    assert frames.intrinsics(lens, 800, 800, "lego")[0] == pytest.approx(1111.111031, abs=1e-6)
+    lens = Lens(angle_x=0.6911112070)
+    assert intrinsics(lens, 800, 800, "lego")[0] == pytest.approx(1111.111031, abs=1e-6)
 
 
 # --- real scenes ---

@@ -12,7 +12,7 @@ from raymarch.data.error import SceneError
 from raymarch.data.maps import FeatureMaps
 from raymarch.data.pixels import PixelSource
 from raymarch.data.scene import Scene
-from raymarch.data.synthetic import feature_maps, make_scene
+from raymarch.data.synthetic import as_scene, feature_maps, make_scene
 from raymarch.data.window import PixelWindow
 from raymarch.model.fields import FeatureConfig, FeatureField, feature_heads
 from raymarch.model.fused import unsupported
@@ -34,16 +34,7 @@ def scene(truth):
     turn = torch.randn(CLIP, DINO, generator=torch.Generator().manual_seed(3))
     dino = tuple((x.float() @ turn).half() for x in feature_maps(truth, 2))
     both = FeatureMaps(dino, "dino", beside=(FeatureMaps(clip, "clip", "bilinear", info={"model": "ViT"}),))
-    return Scene.from_arrays(
-        truth.images,
-        truth.intrinsics,
-        truth.camera_to_worlds,
-        features=both,
-        split=(truth.train, truth.test),
-        orientation="none",
-        center="none",
-        scale=1.0,
-    )
+    return as_scene(truth, features=both)
 
 
 def config(**knobs):

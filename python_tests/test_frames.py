@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from raymarch.config import override, preset
-from raymarch.data.scene import Scene
-from raymarch.data.synthetic import feature_maps, make_scene
+from raymarch.data.synthetic import as_scene, feature_maps, make_scene
 from raymarch.model import Model
 from raymarch.model.baked import bake, bits, cell_centres, cell_lengths, proposal_density
+from raymarch.model.canvas import tile_order
 from raymarch.model.exact import density_in_one
-from raymarch.model.frames import FrameRenderer, OutOfMemory, Settings, chunk_size, tile_order
+from raymarch.model.frames import FrameRenderer, OutOfMemory, Settings
+from raymarch.model.in_flight import chunk_size
 from raymarch.model.rays import generate
 from raymarch.model.reduced import (
     ReducedConfig,
@@ -37,16 +38,7 @@ EVERYTHING = frozenset({"rgb", "depth", "opacity", "normals", "predicted_normals
 @pytest.fixture(scope="module")
 def scene():
     truth = make_scene(views=8, test_views=1, size=30, seed=0)
-    return Scene.from_arrays(
-        truth.images,
-        truth.intrinsics,
-        truth.camera_to_worlds,
-        features=list(feature_maps(truth)),
-        split=(truth.train, truth.test),
-        orientation="none",
-        center="none",
-        scale=1.0,
-    )
+    return as_scene(truth, features=list(feature_maps(truth)))
 
 
 def configured(steps=150):

@@ -7,11 +7,10 @@ import torch
 
 from raymarch.config import override, preset
 from raymarch.data.pixels import PixelSource
-from raymarch.data.scene import Scene
-from raymarch.data.synthetic import feature_maps, make_scene
+from raymarch.data.synthetic import as_scene, feature_maps, make_scene
 from raymarch.model import Model
 from raymarch.model.fused import FusedPipeline, unsupported
-from raymarch.ops.fused import LossRoom, advance, loss_room, sum_losses
+from raymarch.ops.field_to_pixels import LossRoom, advance, loss_room, sum_losses
 from raymarch.train.guard import _copy, _put
 from raymarch.train.runs import fitted, start
 
@@ -64,16 +63,7 @@ def scene(alpha: bool = False):
     images = truth.images
     if alpha:
         images = [torch.cat([x, (255 * torch.rand(*x.shape[:2], 1)).to(torch.uint8)], -1) for x in images]
-    return Scene.from_arrays(
-        images,
-        truth.intrinsics,
-        truth.camera_to_worlds,
-        features=list(feature_maps(truth)),
-        split=(truth.train, truth.test),
-        orientation="none",
-        center="none",
-        scale=1.0,
-    )
+    return as_scene(truth, features=list(feature_maps(truth)), images=images)
 
 
 def config(*settings: str):
@@ -315,7 +305,7 @@ def test_a_loss_that_is_not_finite_stops_the_counts(device):
 
 
 def test_filled_halves_say_what_floats_say(device):
-    from raymarch.ops.fused import radiance_inputs_backward, radiance_inputs_forward
+    from raymarch.ops.samples_to_field import radiance_inputs_backward, radiance_inputs_forward
 
     h, y = torch.randn(20, 6, device=device), torch.rand(20, 3, device=device)
     directions = torch.nn.functional.normalize(torch.randn(4, 3, device=device), dim=-1)

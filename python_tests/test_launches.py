@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from bench.launches import Launches, launches
+from bench.launches import launches
 from raymarch.config import override, preset
 from raymarch.ops.weights import weights
+from raymarch.profiling.launches import Launches
 
 NORMALS = "model.fields.radiance.predicted_normals=true"
 BOUNDS = {

@@ -37,8 +37,9 @@ IMPORTS = {
     "train": TRAIN | {"_C"},
     "trained": TRAIN,
     "export": TRAIN | {"trained"},
-    "apps": TRAIN | {"trained", "export", "_C"},
-    "__init__": {"trained", "data"},
+    "profiling": TRAIN | {"trained", "_C"},
+    "apps": TRAIN | {"trained", "export", "profiling", "_C"},
+    "__init__": {"trained", "data", "config", "train"},
     "__main__": {"apps"},
 }
 
@@ -49,6 +50,7 @@ DOORS = {
     "timm": "features/dino.py",
     "tyro": "apps/cli.py",
     "viser": "apps/view.py",
+    "nvtx": "profiling/ranges.py",
 }
 
 

@@ -7,24 +7,14 @@ import torch
 
 from raymarch.config import override, preset
 from raymarch.data.pixels import PixelSource
-from raymarch.data.scene import Scene
-from raymarch.data.synthetic import feature_maps, make_scene
+from raymarch.data.synthetic import as_scene, feature_maps, make_scene
 from raymarch.model import Model
 
 
 @pytest.fixture(scope="module")
 def scene():
     truth = make_scene(views=4, test_views=1, size=16, seed=0)
-    return Scene.from_arrays(
-        truth.images,
-        truth.intrinsics,
-        truth.camera_to_worlds,
-        features=list(feature_maps(truth)),
-        split=(truth.train, truth.test),
-        orientation="none",
-        center="none",
-        scale=1.0,
-    )
+    return as_scene(truth, features=list(feature_maps(truth)))
 
 
 def tiny(**knobs):

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from raymarch.config import ConfigError, from_dict, override, preset, to_dict
-from raymarch.data.scene import Scene
-from raymarch.data.synthetic import feature_maps, make_scene
+from raymarch.data.synthetic import as_scene, feature_maps, make_scene
 from raymarch.ops.adam import adam
 from raymarch.train import checkpoint
 from raymarch.train.checkpoint import CheckpointError
@@ -26,16 +25,7 @@ from raymarch.train.trainer import TrainingError
 @pytest.fixture(scope="module")
 def scene():
     truth = make_scene(views=6, test_views=2, size=24, seed=0)
-    return Scene.from_arrays(
-        truth.images,
-        truth.intrinsics,
-        truth.camera_to_worlds,
-        features=list(feature_maps(truth)),
-        split=(truth.train, truth.test),
-        orientation="none",
-        center="none",
-        scale=1.0,
-    )
+    return as_scene(truth, features=list(feature_maps(truth)))
 
 
 def config(steps=20, **knobs):
@@ -210,11 +200,9 @@ def test_opening_a_run_needs_no_images(scene, tmp_path):
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_train import config, Scene, make_scene, feature_maps, start
+from test_train import as_scene, config, feature_maps, make_scene, start
 truth = make_scene(views=6, test_views=2, size=24, seed=0)
-scene = Scene.from_arrays(truth.images, truth.intrinsics, truth.camera_to_worlds,
-                          features=list(feature_maps(truth)), split=(truth.train, truth.test),
-                          orientation="none", center="none", scale=1.0)
+scene = as_scene(truth, features=list(feature_maps(truth)))
 from pathlib import Path
 often = {{"train.trainer.save_every": 1, "train.trainer.log_every": 1}}
 trainer = start(scene, config(steps=100000, **often), Path({run!r}), device="cpu")

@@ -4,7 +4,8 @@ from bench.cases import (
     box,
     composite,
     contract,
-    fused,
+    feature_loss,
+    field_to_pixels,
     harmonics,
     hashgrid,
     inputs,
@@ -14,8 +15,10 @@ from bench.cases import (
     pixels,
     pose,
     rays,
+    rays_to_samples,
     sample,
-    samples,
+    samples_to_field,
+    samples_to_pixels,
     weights,
 )
 from bench.cases._case import Case, several
@@ -32,11 +35,14 @@ STAGES = (
     harmonics,
     mlp,
     inputs,
-    samples,
+    samples_to_pixels,
     weights,
     composite,
     losses,
-    fused,
+    rays_to_samples,
+    samples_to_field,
+    field_to_pixels,
+    feature_loss,
 )
 CASES: dict[str, Case] = {name: case for stage in STAGES for name, case in stage.CASES.items()}
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bench.cases._case import Case
-from raymarch.ops.pixels import draw_pixels, gather_features, gather_pixels
+from raymarch.ops.pixels import draw_pixels, draw_truth, gather_features, gather_pixels
 
 SIZES = torch.tensor([[40, 30], [16, 64], [33, 7]])  # width, height
 STARTS = torch.nn.functional.pad(SIZES.prod(1).cumsum(0), (1, 0))
@@ -66,6 +66,19 @@ def _lookups(n: int):
     return maps, MAP_STARTS, MAPS, SIZES, camera, xy
 
 
+def _truth(counter, starts, widths, images, channels, count, image_size, valid, maps, map_starts, map_size):
+    camera, xy, index = _draw(counter, starts, widths, count)
+    found = _features(maps, map_starts, map_size, image_size, camera, xy)
+    return camera, xy, _gather(images, index, channels), found
+
+
+def _truth_inputs(n: int):
+    images = torch.randint(0, 256, (int(STARTS[-1]) * 4,), dtype=torch.uint8)
+    maps = torch.randn(int(MAPS.prod(1).sum()), 768)
+    drawn = (torch.tensor([3, 5]), STARTS, SIZES[:, 0].contiguous(), images, 4, n)
+    return *drawn, SIZES, None, maps, MAP_STARTS, MAPS
+
+
 CASES = {
     "draw_pixels": Case(
         draw_pixels,
@@ -86,4 +99,5 @@ CASES = {
         lambda n: (*_lookups(n), "bilinear"),
         bytes_per_ray=16 + 5 * 4 * 768,
     ),
+    "draw_truth": Case(draw_truth, _truth, _truth_inputs, bytes_per_ray=36 + 2 * 4 * 768, bench_rays=4096),
 }

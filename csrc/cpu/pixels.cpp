@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cpu/parallel.h"
+#include "cpu/room.h"
 #include "math/lookup.h"
 #include "math/random.h"
 #include "ops.h"
@@ -75,6 +76,21 @@ void gather_features(Cpu, Payload<kEntries, kChannels> maps, In<int64_t, kCamera
       }
     });
   });
+}
+
+void draw_truth(Cpu q, In<int64_t, 2> counter, In<int64_t, kEdges> starts, In<int64_t, kCameras> widths,
+                Maybe<In<int64_t, kEntries>> valid, In<uint8_t, kBytes> images,
+                Maybe<Payload<kPoints, kChannels>> maps, Maybe<In<int64_t, kCameras>> map_starts,
+                Maybe<In<int64_t, kCameras, 2>> map_size, In<int64_t, kCameras, 2> image_size,
+                Out<int64_t, kRays> camera, Out<float, kRays, 2> xy, Out<float, kRays, kInputs> colour,
+                Maybe<Out<float, kRays, kChannels>> feature, int64_t stream, int64_t mode) {
+  Room<int64_t, kRays> index(camera.size[0]);
+  draw_pixels(q, counter, starts, widths, valid, camera, xy, index, stream);
+  gather_pixels(q, images, index, {colour.data, {colour.size[0], colour.size[1]}});
+  if (!feature) return;
+  require(maps && map_starts && map_size, "features need maps, map_starts and map_size");
+  const Payload<kEntries, kChannels> cells = {maps.data, maps.dtype, {maps.size[0], maps.size[1]}};
+  gather_features(q, cells, map_starts, map_size, image_size, constant(camera), constant(xy), feature, mode);
 }
 
 }  // namespace raymarch

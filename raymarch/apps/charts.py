@@ -1,4 +1,6 @@
-"""Numbers -> inline SVG: curves over steps, and paired dots before and after. The page's style colours them.
+"""Numbers -> inline SVG: curves over steps, paired dots before and after, dots under a roof.
+
+The page's style colours them.
 
 Every function returns one <svg> element that scales with its container; nothing is fetched and nothing runs.
 """
@@ -13,6 +15,7 @@ from statistics import median
 
 WIDTH, HEIGHT = 640, 290
 LEFT, RIGHT, TOP, BOTTOM = 64, 150, 14, 46  # margins: the right one holds the names of the curves
+NAMES = 210  # more of it, for the names of ops
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,54 @@ def before_after_chart(before: Sequence[float], after: Sequence[float], x_label:
     for y, i, name in _spread(ends):
         parts.append(f'<text class="name c{i}" x="{WIDTH - RIGHT + 8}" y="{y + 4:.1f}">{name}</text>')
     return _svg(parts, f"{y_label} before and after")
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One op under the roof: arithmetic per byte, arithmetic per second, its share of the time, its group."""
+
+    name: str
+    intensity: float  # FLOP per byte
+    rate: float  # FLOP per second
+    share: float  # 0..1, the dot's area
+    group: int = 0  # colour
+
+
+def roofline(dots: Sequence[Dot], bandwidth: float, peak: float, named: int = 12) -> str:
+    """Dots under the roof that a machine's bandwidth (bytes/s) and arithmetic (FLOP/s) make; log axes.
+
+    The dots with the largest shares are numbered and named. Dots without arithmetic are left out.
+    """
+    usable = sorted((d for d in dots if d.intensity > 0 and d.rate > 0), key=lambda d: -d.share)
+    if not usable:
+        return line_chart([], "FLOP per byte", "GFLOP/s")
+    ridge = peak / bandwidth
+    low, high = (pick([*(d.intensity for d in usable), ridge]) for pick in (min, max))
+    roof = [(x, min(peak, bandwidth * x) / 1e9) for x in (low / 2, ridge, high * 2)]
+    rates = [*(d.rate / 1e9 for d in usable), *(y for _, y in roof)]
+    x_axis, y_axis = _log_axis(low / 2, high * 2), _log_axis(min(rates), max(rates))
+    parts = [_frame(x_axis, y_axis, "arithmetic per byte moved, FLOP/byte", "GFLOP/s")]
+    line = " ".join(f"{_x(x, x_axis):.1f},{_y(y, y_axis):.1f}" for x, y in roof)
+    parts.append(f'<polyline class="roof" points="{line}"/>')
+    for dot in usable:
+        x, y, radius = _x(dot.intensity, x_axis), _y(dot.rate / 1e9, y_axis), 3 + 16 * math.sqrt(dot.share)
+        words = f"{dot.name}: {100 * dot.share:.1f} %, {_number(dot.rate / 1e9)} GFLOP/s"
+        parts.append(
+            f'<circle class="dot seen c{dot.group % 6}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
+            f"<title>{escape(words)}</title></circle>"
+        )
+    left = WIDTH - RIGHT + 10
+    known = f"roof: {_number(bandwidth / 1e9)} GB/s, {_number(peak / 1e9)} GFLOP/s"
+    parts.append(f'<text class="small" x="{left}" y="{TOP + 8}">{known}</text>')
+    for i, dot in enumerate(usable[:named]):
+        x, y = _x(dot.intensity, x_axis), _y(dot.rate / 1e9, y_axis)
+        parts.append(f'<text class="number" x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle">{i + 1}</text>')
+        place = f'x="{left}" y="{TOP + 28 + 17 * i}"'
+        words = f"{i + 1}: {100 * dot.share:.1f} % {dot.name}"
+        parts.append(f'<text class="name small c{dot.group % 6}" {place}>{escape(words)}</text>')
+    opening = f'<svg class="chart roofed" viewBox="0 0 {WIDTH + NAMES} {HEIGHT}" role="img" '
+    label = "arithmetic per second over arithmetic per byte"
+    return opening + f'aria-label="{label}">' + "".join(parts) + "</svg>"
 
 
 @dataclass(frozen=True)

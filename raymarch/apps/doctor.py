@@ -22,7 +22,7 @@ TORCH_NEEDED = (2, 10)  # the first with DLPack's C exchange API
 OPTIONAL = {
     "tinycudann": (
         "git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
-        "comparing fields",
+        "model.fields.backend=tcnn",
     ),
     "open_clip": ('"raymarch[features]"', "CLIP features and text queries"),
     "timm": ('"raymarch[features]"', "DINO features"),
@@ -32,6 +32,7 @@ OPTIONAL = {
     "skimage": ("scikit-image", "exporting meshes"),
     "av": ("av", "writing videos"),
     "tensorboard": ("tensorboard", "logging curves"),
+    "nvtx": ("nvtx", "marking stages for Nsight"),
 }
 
 

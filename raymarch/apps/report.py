@@ -22,6 +22,7 @@ from raymarch.apps.frustums import frustum_chart
 from raymarch.apps.images import png_bytes
 from raymarch.apps.sections import (
     Curve,
+    Drawing,
     Frustums,
     Legend,
     Metric,
@@ -33,6 +34,7 @@ from raymarch.apps.sections import (
     Table,
 )
 from raymarch.apps.style import STYLE
+from raymarch.data.atomic import write_text
 
 
 def write_report(
@@ -45,16 +47,25 @@ def write_report(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    metrics = [m for s in sections if isinstance(s, Metrics) for m in s.metrics]
-    written: set[str] = set()
-    body = "".join(_section(section, out, written) for section in sections)
-    page = _page(title, summary, _headline(metrics), body)
+    page = page_of(out, title, sections, summary)
+    metrics = _metrics(sections)
     stored = {"title": title, "metrics": {m.key: _stored(m) for m in metrics}}
     if record is not None:
         stored["record"] = record
-    (out / "metrics.json").write_text(json.dumps(_plain(stored), indent=2, allow_nan=False) + "\n", "utf-8")
-    (out / "index.html").write_text(page, "utf-8")
+    write_text(out / "metrics.json", json.dumps(_plain(stored), indent=2, allow_nan=False) + "\n")
+    write_text(out / "index.html", page)
     return out / "index.html"
+
+
+def page_of(out: Path, title: str, sections: Sequence[Section], summary: str = "") -> str:
+    """The page's text; pictures are written into the folder `out`, which must be there."""
+    written: set[str] = set()
+    body = "".join(_section(section, out, written) for section in sections)
+    return _page(title, summary, _headline(_metrics(sections)), body)
+
+
+def _metrics(sections: Sequence[Section]) -> list[Metric]:
+    return [m for s in sections if isinstance(s, Metrics) for m in s.metrics]
 
 
 def _page(title: str, summary: str, headline: str, body: str) -> str:
@@ -90,6 +101,8 @@ def _section(section: Section, out: Path, written: set[str]) -> str:
         inner = _poses(section)
     elif isinstance(section, Table):
         inner = _rows(section)
+    elif isinstance(section, Drawing):
+        inner = section.svg
     elif isinstance(section, Frustums):
         inner = frustum_chart(section.before, section.after, section.names, section.marked)
     else:

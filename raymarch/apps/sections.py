@@ -112,7 +112,16 @@ class Frustums:
     note: str = ""
 
 
-Section = Metrics | Pictures | Curve | PoseErrors | Table | Frustums | Text
+@dataclass(frozen=True)
+class Drawing:
+    """An <svg> element that somebody else has drawn."""
+
+    title: str
+    svg: str
+    note: str = ""
+
+
+Section = Metrics | Pictures | Curve | PoseErrors | Table | Frustums | Drawing | Text
 
 
 def depth_legend(near: float, far: float, scale: str = "inverse", unit: str = "") -> Legend:

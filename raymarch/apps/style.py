@@ -65,6 +65,16 @@ figcaption { font-size: 12px; color: var(--soft); margin-top: 3px; line-height: 
 .chart .curve, .chart .median { stroke: var(--own); }
 .chart .dot, .chart .name { fill: var(--own); }
 .chart .name { font-weight: 600; }
+.chart .roof { fill: none; stroke: var(--soft); stroke-width: 1.8; }
+.chart .seen { fill-opacity: 0.55; stroke: var(--own); }
+.chart .box { fill: var(--card); stroke: var(--line); }
+.chart .part { fill: var(--own); fill-opacity: 0.8; }
+.chart .flow { stroke: var(--soft); stroke-width: 1.5; fill: none; }
+.chart .head { fill: var(--ink); font-weight: 620; }
+.chart text.small { font-size: 11.5px; }
+.chart .number { font-size: 10px; fill: var(--ink); font-weight: 620; }
+.wide { max-width: 1080px; }
+.roofed { max-width: 1000px; }
 @media (max-width: 640px) {
   main { padding: 20px 14px 48px; }
   .metrics thead { display: none; }

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from raymarch.data.error import some
-from raymarch.data.frames import Frame, is_file
+from raymarch.data.listing import Frame, is_file
 
 KINDS = {"mask": "masks", "empty_mask": "empty_masks", "depth": "depths"}
 ENDINGS = {

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from raymarch.data.frames import Frame, Listing, Options, assemble
+from raymarch.data.frames import assemble
+from raymarch.data.listing import Frame, Listing, Options
 from raymarch.data.nerfstudio import frame_list, read_json
 from raymarch.data.scene import Scene
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from raymarch.data import colmap_files as files
 from raymarch.data.error import SceneError, printable, some
-from raymarch.data.frames import Frame, Lens, Listing, Options, assemble, is_file, spellings
+from raymarch.data.frames import assemble
+from raymarch.data.listing import Frame, Lens, Listing, Options, is_file, spellings
 from raymarch.data.scene import Scene
 from raymarch.data.similarity import Similarity, similarity
 

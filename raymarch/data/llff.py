@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from raymarch.data.error import SceneError, printable, some
-from raymarch.data.frames import Frame, Lens, Listing, Options, assemble
+from raymarch.data.frames import assemble
 from raymarch.data.images import SUFFIXES
+from raymarch.data.listing import Frame, Lens, Listing, Options
 from raymarch.data.scene import Scene
 
 LOOKS_FOR = "poses_bounds.npy (LLFF)"

@@ -15,18 +15,10 @@ import torch
 
 from raymarch.data import arrays
 from raymarch.data.error import SceneError
-from raymarch.data.frames import (
-    DEPTH_KINDS,
-    Frame,
-    Lens,
-    Listing,
-    Options,
-    assemble,
-    intrinsics,
-    spellings,
-    twelve,
-)
+from raymarch.data.frames import assemble
 from raymarch.data.images import SUFFIXES, photo_size
+from raymarch.data.lens import intrinsics, twelve
+from raymarch.data.listing import DEPTH_KINDS, Frame, Lens, Listing, Options, spellings
 from raymarch.data.normalise import ORIENTATIONS
 from raymarch.data.scene import Scene
 from raymarch.data.similarity import Similarity, similarity

@@ -103,8 +103,7 @@ class PixelSource(Source):
 
         counter: [2] int64 on this device, (seed, step): equal counters give equal pixels on every device.
         """
-        from raymarch.ops.fused import draw_truth
-        from raymarch.ops.pixels import draw_pixels, gather_pixels
+        from raymarch.ops.pixels import draw_pixels, draw_truth, gather_pixels
 
         if self.depth is None and not self._beside:
             maps: dict[str, Any] = {}

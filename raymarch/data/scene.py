@@ -19,6 +19,7 @@ from torch import Tensor
 
 from raymarch.data import arrays
 from raymarch.data.error import SceneError, some
+from raymarch.data.listing import Listed, Options
 from raymarch.data.maps import FeatureMaps, feature_maps
 from raymarch.data.normalise import normalise
 from raymarch.data.similarity import Similarity
@@ -177,8 +178,6 @@ def load(
     that were downscaled or are mapped; auto is the user's cache folder. docs/data.md says more.
     Raises SceneError.
     """
-    from raymarch.data.frames import Options  # frames builds on this file
-
     factor = 1 if downscale is None else downscale
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not (1 <= factor < math.inf):
         raise SceneError(f"downscale must be a number of at least 1, not {downscale!r}")
@@ -192,8 +191,6 @@ def load(
 
 def list_photos(path: str | Path) -> list[tuple[str, Path]]:
     """Name and image file of every photo of a scene, in the scene's order, without opening any of them."""
-    from raymarch.data.frames import Listed, Options  # frames builds on this file
-
     found = Path(path).expanduser()
     try:
         _format_of(found).parse(found, Options(only_list=True))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from raymarch.data import solids
 from raymarch.data.alignment import perturb
+from raymarch.data.scene import Scene
 from raymarch.data.things import GROUND, SKY, paint_ground, paint_sky, things
 
 SUN = np.array([3, -2, 6], np.float32) / 7  # unit, towards the sun
@@ -141,6 +143,23 @@ def feature_maps(scene: SyntheticScene, stride: int = 1) -> Tensor:
     grid = scene.ids.reshape(count, height // stride, stride, width // stride, stride)
     shares = torch.stack([(grid == k).float().mean(dim=(2, 4)) for k in range(len(scene.names))], dim=-1)
     return (shares @ scene.feature_vectors).half()
+
+
+def as_scene(truth: SyntheticScene, **options: Any) -> Scene:
+    """The scene in its own frame, as training sees it: pictures, true poses and no other truth.
+
+    options: what to give `Scene.from_arrays` besides or instead.
+    """
+    given: dict[str, Any] = {
+        "images": truth.images,
+        "intrinsics": truth.intrinsics,
+        "poses": truth.camera_to_worlds,
+        "split": (truth.train, truth.test),
+        "orientation": "none",
+        "center": "none",
+        "scale": 1.0,
+    }
+    return Scene.from_arrays(**given | options)
 
 
 def render_views(camera_to_worlds: np.ndarray, intrinsics: np.ndarray, width: int, height: int) -> Views:

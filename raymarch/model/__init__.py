@@ -54,6 +54,11 @@ class Model(nn.Module):
         self.fields = Fields(config.fields, cameras)
         self.renderer = Renderer(config.renderer)
 
+    @property
+    def native(self) -> bool:
+        """Whether all of it runs in raymarch's own kernels, which fuse and which CUDA graphs may hold."""
+        return self.config.fields.backend == "native"
+
     def heads(self) -> frozenset[str]:
         """The heads that training needs."""
         wanted = {"rgb", "depth", "opacity"}

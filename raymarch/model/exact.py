@@ -13,7 +13,7 @@ from raymarch.model.fields import ProposalField
 from raymarch.model.rays import generate
 from raymarch.model.reduced import networks_fit, pictured, pictures
 from raymarch.ops.composite import composite
-from raymarch.ops.samples import samples_to_density
+from raymarch.ops.samples_to_pixels import samples_to_density
 from raymarch.types import Cameras, Pixels, Rays, Rendering, Samples
 
 if TYPE_CHECKING:

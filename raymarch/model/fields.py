@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymarch.nn import MLP, Fourier, Harmonics, HashGrid
+from raymarch.nn import NATIVE, Bricks, Fourier, Harmonics, HashGrid, bricks
 from raymarch.ops.contract import contract_unit
 from raymarch.ops.inputs import colour_inputs
 from raymarch.ops.mlp import density
@@ -34,8 +34,8 @@ class GridConfig:
     interpolation: str = "linear"  # linear | smoothstep
     storage: str = "auto"  # what lookups read: auto (half on CUDA) | float32 | float16 | bfloat16
 
-    def build(self) -> HashGrid:
-        return HashGrid(
+    def build(self, bricks: Bricks = NATIVE) -> HashGrid:
+        return bricks.grid(
             self.levels,
             self.base_resolution,
             self.max_resolution,
@@ -125,6 +125,7 @@ def text_head(heads: Mapping[str, slice]) -> str:
 @dataclass(frozen=True)
 class FieldsConfig:
     norm: str = "linf"  # of the contraction: linf | l2
+    backend: str = "native"  # of grids and networks: native | tcnn (tiny-cuda-nn; docs/tcnn.md)
     proposals: tuple[ProposalConfig, ...] = field(
         default=(
             ProposalConfig(),
@@ -143,11 +144,11 @@ def unit_positions(rays: Rays, samples: Samples, norm: str) -> Tensor:
 class ProposalField(nn.Module):
     """Density only, from a small grid and a narrow MLP."""
 
-    def __init__(self, config: ProposalConfig, norm: str):
+    def __init__(self, config: ProposalConfig, norm: str, bricks: Bricks = NATIVE):
         super().__init__()
         self.config, self.norm = config, norm
-        self.grid = config.grid.build()
-        self.mlp = MLP(self.grid.outputs, 1, config.hidden, config.layers, padding=1.0)
+        self.grid = config.grid.build(bricks)
+        self.mlp = bricks.mlp(self.grid.outputs, 1, config.hidden, config.layers, padding=1.0)
 
     def forward(self, rays: Rays, samples: Samples) -> Tensor:
         """Density at the intervals' midpoints, [R, S]."""
@@ -157,21 +158,21 @@ class ProposalField(nn.Module):
 
 
 class RadianceField(nn.Module):
-    def __init__(self, config: RadianceConfig, cameras: int, norm: str):
+    def __init__(self, config: RadianceConfig, cameras: int, norm: str, bricks: Bricks = NATIVE):
         super().__init__()
         self.config, self.norm = config, norm
-        self.grid = config.grid.build()
-        self.mlp = MLP(self.grid.outputs, 1 + config.geometry_features, config.hidden, config.layers)
+        self.grid = config.grid.build(bricks)
+        self.mlp = bricks.mlp(self.grid.outputs, 1 + config.geometry_features, config.hidden, config.layers)
         self.harmonics = Harmonics(config.harmonics)
         inputs = self.harmonics.outputs + config.geometry_features + config.appearance
-        self.colour = MLP(
+        self.colour = bricks.mlp(
             inputs, 3, config.colour_hidden, config.colour_layers, output_activation="sigmoid", padding=1.0
         )
         if config.appearance:
             self.appearance = nn.Parameter(torch.randn(max(cameras, 1), config.appearance))
         if config.predicted_normals:
             self.fourier = Fourier(2, "tcnn")
-            self.normals = MLP(self.fourier.outputs + config.geometry_features, 64, 64, 2, padding=1.0)
+            self.normals = bricks.mlp(self.fourier.outputs + config.geometry_features, 64, 64, 2, padding=1.0)
             self.normals_layer = nn.Linear(64, 3)
 
     def density(self, h: Tensor, y: Tensor) -> Tensor:
@@ -250,7 +251,7 @@ class FeatureField(nn.Module):
     heads cost one product per ray.
     """
 
-    def __init__(self, config: FeatureConfig, norm: str):
+    def __init__(self, config: FeatureConfig, norm: str, bricks: Bricks = NATIVE):
         super().__init__()
         self.config, self.norm = config, norm
         parts = config.encoding.split("+")
@@ -258,11 +259,11 @@ class FeatureField(nn.Module):
             raise ValueError(
                 f"fields.feature.encoding: expected grid+pe, grid or pe, got {config.encoding!r}"
             )
-        self.grid = config.grid.build() if "grid" in parts else None
+        self.grid = config.grid.build(bricks) if "grid" in parts else None
         self.fourier = Fourier(config.frequencies, "tcnn") if "pe" in parts else None
         inputs = sum(e.outputs for e in (self.grid, self.fourier) if e is not None)
         padding = 1.0 if self.fourier is not None else 0.0
-        self.trunk = MLP(
+        self.trunk = bricks.mlp(
             inputs, config.hidden, config.hidden, config.layers - 1, output_activation="relu", padding=padding
         )
         self.heads = feature_heads(config)
@@ -299,9 +300,10 @@ class Fields(nn.Module):
     def __init__(self, config: FieldsConfig, cameras: int):
         super().__init__()
         self.config = config
-        self.proposals = nn.ModuleList(ProposalField(p, config.norm) for p in config.proposals)
-        self.radiance = RadianceField(config.radiance, cameras, config.norm)
-        self.feature = FeatureField(config.feature, config.norm) if config.feature.width else None
+        of = bricks(config.backend)
+        self.proposals = nn.ModuleList(ProposalField(p, config.norm, of) for p in config.proposals)
+        self.radiance = RadianceField(config.radiance, cameras, config.norm, of)
+        self.feature = FeatureField(config.feature, config.norm, of) if config.feature.width else None
 
     def forward(
         self, rays: Rays, samples: Samples, heads: frozenset[str], train: bool, turns: bool = True

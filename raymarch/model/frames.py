@@ -16,6 +16,8 @@ from torch import Tensor
 
 from raymarch.model import exact, reduced
 from raymarch.model.baked import Baked, bake
+from raymarch.model.canvas import TILE, TILE_HEIGHT, TILE_WIDTH, Canvas, apart_rays, blank, pixel_numbers
+from raymarch.model.in_flight import chunk_size
 from raymarch.model.rays import generate
 from raymarch.types import Cameras, Pixels
 
@@ -24,16 +26,19 @@ if TYPE_CHECKING:
 
 MODES = ("exact", "reduced")
 IMAGE_HEADS = frozenset({"rgb", "depth", "opacity"})
-TILE_WIDTH, TILE_HEIGHT = 8, 4
-TILE = TILE_WIDTH * TILE_HEIGHT
-MOST_RAYS = 1 << 18  # in flight: more gain nothing
 MOST_RECORDED = 4  # captured chunks that are kept, of other sizes or heads
-CPU_RAYS = 1 << 14
 FEATURE_ROWS = 1 << 15  # pixels whose feature vectors are made at once
 
 
 class OutOfMemory(RuntimeError):
     """A frame does not fit; the message names what to lower."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error is about memory: torch's on a GPU, Python's own, or torch's allocator on a CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 @dataclass(frozen=True)
@@ -44,37 +49,6 @@ class Settings:
     graph: bool = True  # on CUDA, capture a chunk
     fused: bool = True  # on CUDA, the ops that do several stages at once where they fit the networks
     half_features: bool = False  # feature images as float16
-
-
-def tile_order(width: int, height: int, step: int = 1, device: torch.device | str = "cpu") -> Tensor:
-    """Numbers y * width + x of an image's pixels tile by tile, row-major within tiles; -1 beyond the border.
-
-    With `step`, of the image of every step-th pixel, in the order in which these lie in the full one's tiles.
-    """
-    across, down = -(-width // TILE_WIDTH), -(-height // TILE_HEIGHT)
-    number = torch.arange(across * down * TILE, device=device)
-    tile, place = number // TILE, number % TILE
-    x = tile % across * TILE_WIDTH + place % TILE_WIDTH
-    y = tile // across * TILE_HEIGHT + place // TILE_WIDTH
-    inside = (x < width) & (y < height)
-    if step > 1:
-        chosen = (x % step == 0) & (y % step == 0)
-        x, y, inside = x[chosen] // step, y[chosen] // step, inside[chosen]
-        width = -(-width // step)
-    return torch.where(inside, y * width + x, -1)
-
-
-@dataclass
-class Canvas:
-    """What one size of frame and one set of heads write: images with one more pixel, for what lies beyond."""
-
-    width: int
-    height: int
-    step: int  # features at every so many pixels
-    order: Tensor  # [N] int64: pixel numbers in tile order, then padding up to whole chunks
-    low_order: Tensor | None  # the same of the image of every step-th pixel
-    xy: Tensor  # [N, 2] float32
-    images: dict[str, Tensor]  # [h w + 1, C]
 
 
 @dataclass
@@ -132,22 +106,31 @@ class FrameRenderer:
             if mode == "reduced":
                 self._bake(was_training)
             self._refresh_tables()
-            try:
-                return self._frame(cameras, camera, heads, mode, embeddings, rays)
-            except torch.OutOfMemoryError:
-                pass  # outside the handler, so that the failed frame's memory is free
-            self.forget()
-            try:
-                return self._frame(cameras, camera, heads, mode, embeddings, max(TILE, rays // 4))
-            except torch.OutOfMemoryError:
+            fewer = max(TILE, rays // 4)
+            found = self._tried(cameras, camera, heads, mode, embeddings, rays)
+            if found is None:  # outside the handler, so that the failed frame's memory is free
                 self.forget()
+                found = self._tried(cameras, camera, heads, mode, embeddings, fewer)
+            if found is None:
+                self.forget()
+                where = "GPU memory" if device.type == "cuda" else "memory"
                 raise OutOfMemory(
-                    f"neither {rays} nor {max(TILE, rays // 4)} rays in flight fit into GPU memory: render "
-                    "fewer heads or a smaller image, lower model.sampler.samples, or free memory on the GPU"
-                ) from None
+                    f"neither {rays} nor {fewer} rays in flight fit into {where}: render fewer heads or a "
+                    f"smaller image, lower model.sampler.samples, or free some {where}"
+                )
+            return found
         finally:
             torch.set_num_threads(threads)
             self.model.train(was_training) if was_training else None
+
+    def _tried(self, *what: Any) -> dict[str, Tensor] | None:
+        """The frame, or None where memory ran out."""
+        try:
+            return self._frame(*what)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            return None
 
     def forget(self) -> None:
         """Give captured chunks and the baked grid's memory back."""
@@ -208,43 +191,16 @@ class FrameRenderer:
         chunks = -(-tiles * TILE // max(TILE, rays // TILE * TILE))
         rays = -(-tiles // chunks) * TILE  # as even as tiles allow
         one = Cameras(*(getattr(cameras, f.name)[camera : camera + 1] for f in fields(Cameras)))
-        if device.type == "cuda" and self.settings.graph:
+        if device.type == "cuda" and self.settings.graph and self.model.native:
             canvas = self._replayed(one, (width, height, step, frozenset(wanted), mode, rays), chunks)
         else:
-            canvas = self._canvas(width, height, step, chunks * rays, device)
+            canvas = blank(width, height, step, chunks * rays, device)
             for i in range(chunks):
                 span = slice(i * rays, min((i + 1) * rays, tiles * TILE))
-                self._chunk(one, canvas, self._numbers(canvas, span), mode, frozenset(wanted))
+                self._chunk(one, canvas, pixel_numbers(canvas, span), mode, frozenset(wanted))
         return self._finish(canvas, heads, embeddings)
 
     # ---- chunks ----
-
-    def _canvas(self, width: int, height: int, step: int, padded: int, device: torch.device) -> Canvas:
-        def laid(step: int) -> Tensor:
-            order = tile_order(width, height, step, device)
-            size = -(-width // step) * -(-height // step)
-            order = torch.where(order < 0, size, order)
-            return torch.nn.functional.pad(order, (0, padded // step**2 - len(order)), value=size)
-
-        order = laid(1)
-        held = order.clamp_max(width * height - 1)
-        xy = torch.stack([held % width, held // width], -1).float() + 0.5
-        return Canvas(width, height, step, order, laid(step) if step > 1 else None, xy, {})
-
-    def _numbers(self, canvas: Canvas, span: slice) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Of a chunk: pixels, their centres, pixels of the small image, and the rays these belong to."""
-        order, low, apart = canvas.order[span], None, None
-        if canvas.low_order is not None:
-            low = canvas.low_order[span.start // canvas.step**2 : span.stop // canvas.step**2]
-            apart = self._apart(span.stop - span.start, canvas.step, order.device)
-        return order, canvas.xy[span], low, apart
-
-    @staticmethod
-    def _apart(rays: int, step: int, device: torch.device) -> Tensor:
-        """Which rays of whole tiles lie at every step-th pixel."""
-        number = torch.arange(rays, device=device)
-        place = number % TILE
-        return number[(place % TILE_WIDTH % step == 0) & (place // TILE_WIDTH % step == 0)]
 
     def _chunk(
         self,
@@ -318,9 +274,9 @@ class FrameRenderer:
     ) -> Recorded:
         assert self._camera is not None and self._first is not None
         camera, first = self._camera, self._first
-        canvas = self._canvas(width, height, step, chunks * rays, device)
+        canvas = blank(width, height, step, chunks * rays, device)
         within = torch.arange(rays, device=device)
-        apart = self._apart(rays, step, device) if step > 1 else None
+        apart = apart_rays(rays, step, device) if step > 1 else None
         low_within = None if apart is None else torch.arange(len(apart), device=device)
 
         def body() -> None:
@@ -401,34 +357,3 @@ class FrameRenderer:
         if not fits:
             torch.cuda.current_stream().synchronize()
         return image
-
-
-def bytes_per_ray(model: Model, heads: frozenset[str], mode: str, fused: bool) -> int:
-    """What a ray in flight takes, roughly and rather too much."""
-    features = bool(heads & {"feature", "similarity", "feature_hidden"})
-    normals = bool(heads & {"normals", "predicted_normals"})
-    if mode == "reduced":
-        config = model.config.reduced
-        costly = 600 * normals + 1200 * features // config.feature_step**2
-        return 4 * (8 * config.samples + 120) + config.kept * costly
-    samples = model.config.sampler.samples
-    if fused and not normals and reduced.networks_fit(model.fields.radiance):
-        return 4 * (6 * max(samples) + 120)
-    return 4 * max(*(n * 24 for n in samples), samples[-1] * (512 if features else 352))
-
-
-def chunk_size(
-    model: Model,
-    heads: frozenset[str],
-    mode: str,
-    device: torch.device,
-    max_gb: float = 1.0,
-    fused: bool = True,
-) -> int:
-    """Rays in flight: 2^14 on a CPU; on a GPU what takes a third of free memory and half of max_gb."""
-    if device.type != "cuda":
-        return CPU_RAYS
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    budget = min(free / 3, 0.5e9 * max_gb)
-    return int(min(MOST_RAYS, max(1 << 10, budget // bytes_per_ray(model, heads, mode, fused))))

@@ -25,7 +25,7 @@ from raymarch.model.fields import RadianceField
 from raymarch.ops.composite import composite
 from raymarch.ops.contract import contract_unit
 from raymarch.ops.march import march, representatives
-from raymarch.ops.samples import PIXEL_HIDDEN, PIXEL_OUTPUTS, Pictures, samples_to_pixels
+from raymarch.ops.samples_to_pixels import PIXEL_HIDDEN, PIXEL_OUTPUTS, Pictures, samples_to_pixels
 from raymarch.ops.weights import weights
 from raymarch.types import Rays, Samples
 
@@ -50,7 +50,8 @@ def networks_fit(field: RadianceField) -> bool:
     """Whether `samples_to_pixels` runs this field's networks."""
     config, grid = field.config, field.grid
     return (
-        (config.hidden, config.layers) == (PIXEL_HIDDEN, 1)
+        grid.native
+        and (config.hidden, config.layers) == (PIXEL_HIDDEN, 1)
         and (config.colour_hidden, config.colour_layers) == (PIXEL_HIDDEN, 2)
         and config.geometry_features == PIXEL_OUTPUTS - 1
         and field.harmonics.outputs == 16

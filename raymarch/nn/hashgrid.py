@@ -35,6 +35,8 @@ class HashGrid(nn.Module):
     refreshes it only after other changes, too.
     """
 
+    native = True  # lookups are raymarch's own kernels
+
     def __init__(
         self,
         levels: int,
@@ -114,12 +116,10 @@ class HashGrid(nn.Module):
 
         `sight` says how x gets its gradient, in the dtype of x; None: as it is.
         """
-        stored = self._looked_up()
-        settings = (*self.settings, self.interpolation, stored, self.layout)
         if sight is None or not x.requires_grad:
-            y = hashgrid(x, self.table, *settings, dtype)
+            y = self.encode(x, dtype)
             return y if sight is None or not sight.blurs_map else y * self.window(sight.detail)
-        y = hashgrid(x.detach(), self.table, *settings)
+        y, stored = self.encode(x.detach()), self.stored  # which `encode` has just refreshed
         window, table = self.window(sight.detail), self.table if stored is None else stored
         smooth = "smoothstep" if sight.smooth else self.interpolation
         y = with_slope(
@@ -127,6 +127,11 @@ class HashGrid(nn.Module):
             *self.settings, smooth, self.layout
         )  # fmt: skip
         return y * window if sight.blurs_map else y
+
+    def encode(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """`forward` where positions get their gradient as it is."""
+        stored = self._looked_up()
+        return hashgrid(x, self.table, *self.settings, self.interpolation, stored, self.layout, dtype)
 
     def window(self, detail: Tensor) -> Tensor:
         """How much each column [outputs] counts where levels up to resolution 2**detail [1] do.

@@ -23,6 +23,8 @@ class MLP(nn.Module):
     `seed` (the same numbers on every device), or by torch's default generator where seed is None.
     """
 
+    native = True  # run by raymarch's own kernels
+
     def __init__(
         self,
         inputs: int,

@@ -23,7 +23,7 @@ from raymarch.ops.pixels import draw_pixels, gather_features, gather_pixels
 from raymarch.ops.pose import pose
 from raymarch.ops.rays import rays
 from raymarch.ops.sample import positions, sample_pdf, sample_spaced, sample_unit_positions
-from raymarch.ops.samples import Pictures, samples_to_density, samples_to_pixels
+from raymarch.ops.samples_to_pixels import Pictures, samples_to_density, samples_to_pixels
 from raymarch.ops.weights import transmittance, weights, weights_from_alpha, weights_packed
 
 __all__ = [

@@ -1,8 +1,10 @@
 """How a native kernel becomes a torch op: allocate, launch, return."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,43 +26,58 @@ def launch(kernel: str, *args) -> None:
     The first argument is a tensor or a list of them; where the op has geometry, a geometry tensor: its dtype
     picks the build.
     """
-    first = args[0][0] if isinstance(args[0], list) else args[0]
-    if isinstance(first, FakeTensor) or first.is_meta:
+    first = args[0]
+    if type(first) is list:
+        first = first[0]
+    if first.is_meta or (type(first) is not Tensor and isinstance(first, FakeTensor)):
         return
     core = _C64 if first.dtype is torch.float64 else _C
-    if _watch is not None:
-        return _watched(core, kernel, args)
-    if _listener is not None:
-        _listener(kernel, dict(zip(_arguments(core, kernel), args, strict=True)))
+    if _instead is not None:
+        return _instead(core, kernel, args)
     getattr(core, kernel)(*args)
 
 
 bodies: dict[str, Callable] = {}  # of every op by its name, as `op` received them
-_listener: Callable[[str, dict[str, object]], None] | None = None
+_instead: Callable[[Any, str, tuple], None] | None = None  # what runs in a kernel's place, while open
 
 
-def watch_launches(
-    listener: Callable[[str, dict[str, object]], None] | None,
-) -> Callable[[str, dict[str, object]], None] | None:
-    """Have every launch told to `listener`, kernel and arguments by name; returns the one before."""
-    global _listener
-    before, _listener = _listener, listener
-    return before
+@contextmanager
+def launches_through(run: Callable[[Any, str, tuple], None]) -> Iterator[None]:
+    """While open, `run(core, kernel, args)` stands in for every launch; `call` makes it.
+
+    Nothing is spent on launches while nothing of the kind is open.
+    """
+    global _instead
+    before, _instead = _instead, run
+    try:
+        yield
+    finally:
+        _instead = before
 
 
-_watch: list[str] | None = None  # while find_non_finite runs: what was found, first to last
-
-
-def _watched(core, kernel: str, args: tuple) -> None:
+def call(core: Any, kernel: str, args: tuple) -> None:
+    """Launch a kernel, whatever stands in for launches."""
     getattr(core, kernel)(*args)
-    for position, name in _outputs(core, kernel).items():
-        written = args[position] if isinstance(args[position], list) else [args[position]]
-        if any(a is not None and a.is_floating_point() and not bool(a.isfinite().all()) for a in written):
-            _watch.append(f"{kernel} ({name})")  # type: ignore[union-attr]
+
+
+def find_non_finite(body: Callable[[], object]) -> str:
+    """Run `body` with every op's results checked; name the first op that made a NaN or an infinity."""
+    found: list[str] = []
+
+    def checked(core: Any, kernel: str, args: tuple) -> None:
+        call(core, kernel, args)
+        for position, name in _outputs(core, kernel).items():
+            written = args[position] if isinstance(args[position], list) else [args[position]]
+            if any(a is not None and a.is_floating_point() and not bool(a.isfinite().all()) for a in written):
+                found.append(f"{kernel} ({name})")
+
+    with launches_through(checked):
+        body()
+    return found[0] if found else "outside raymarch's ops"
 
 
 @cache
-def _arguments(core, kernel: str) -> dict[str, str]:
+def declared(core, kernel: str) -> dict[str, str]:
     """A kernel's arguments, name to kind, read from its declaration in ops.def."""
     declaration = getattr(core, kernel).__doc__.strip().splitlines()[-1]
     found = re.findall(r"(\w+(?:<.*?>+)?) (\w+)(?:, |$)", declaration)
@@ -73,19 +90,8 @@ def _outputs(core, kernel: str) -> dict[int, str]:
 
     What they hold beforehand says nothing: new memory may be full of NaN.
     """
-    arguments = _arguments(core, kernel).items()
+    arguments = declared(core, kernel).items()
     return {i: name for i, (name, kind) in enumerate(arguments) if "Out" in kind}
-
-
-def find_non_finite(body: Callable[[], object]) -> str:
-    """Run `body` with every op's results checked; name the first op that made a NaN or an infinity."""
-    global _watch
-    _watch = []
-    try:
-        body()
-        return _watch[0] if _watch else "outside raymarch's ops"
-    finally:
-        _watch = None
 
 
 def op(body: Callable) -> Callable:
@@ -136,8 +142,10 @@ def differentiable(
             return backward(inputs, kept[count:], grads, ctx.needs_input_grad)
 
     def call(*inputs):
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            return Pair.apply(*inputs)
+        if torch.is_grad_enabled():
+            for x in inputs:  # a generator would cost as much as the rest of this function
+                if isinstance(x, Tensor) and x.requires_grad:
+                    return Pair.apply(*inputs)
         return forward(*inputs)
 
     return call

@@ -86,3 +86,58 @@ def gather_features(
     if mode not in LOOKUPS:
         raise ValueError(f"gather_features: mode is {mode!r}, expected one of {', '.join(LOOKUPS)}")
     return gather_features_forward(maps, map_starts, map_size, image_size, camera, xy, LOOKUPS.index(mode))
+
+
+@op
+def draw_truth_forward(
+    counter: Tensor,
+    starts: Tensor,
+    widths: Tensor,
+    valid: Tensor | None,
+    images: Tensor,
+    maps: Tensor | None,
+    map_starts: Tensor | None,
+    map_size: Tensor | None,
+    image_size: Tensor,
+    count: int,
+    channels: int,
+    stream: int,
+    mode: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    camera = counter.new_empty(count)
+    xy = counter.new_empty(count, 2, dtype=torch.float32)
+    colour = xy.new_empty(count, channels)
+    feature = xy.new_empty(0) if maps is None else xy.new_empty(count, maps.shape[1])
+    where = (counter, starts, widths, valid, images, maps, map_starts, map_size, image_size)
+    launch("draw_truth", *where, camera, xy, colour, None if maps is None else feature, stream, mode)
+    return camera, xy, colour, feature
+
+
+def draw_truth(
+    counter: Tensor,
+    starts: Tensor,
+    widths: Tensor,
+    images: Tensor,
+    channels: int,
+    count: int,
+    image_size: Tensor,
+    valid: Tensor | None = None,
+    maps: Tensor | None = None,
+    map_starts: Tensor | None = None,
+    map_size: Tensor | None = None,
+    mode: str = "nearest",
+    stream: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """`draw_pixels`, `gather_pixels` and, given maps, `gather_features`: camera, xy, colour, feature or None.
+
+    Arguments and errors are those of the three ops.
+    """
+    if count < 0 or channels < 1:
+        raise ValueError(
+            f"draw_truth: count is {count} and channels {channels}, expected at least 0 and at least 1"
+        )
+    if mode not in LOOKUPS:
+        raise ValueError(f"draw_truth: mode is {mode!r}, expected one of {', '.join(LOOKUPS)}")
+    where = (counter, starts, widths, valid, images, maps, map_starts, map_size, image_size)
+    *found, feature = draw_truth_forward(*where, count, channels, stream, LOOKUPS.index(mode))
+    return found[0], found[1], found[2], None if maps is None else feature

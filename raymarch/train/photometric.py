@@ -116,7 +116,7 @@ class Aligner:
         self.pool = pool
         self.model, self.scale, self.device = model, scale, device
         self.rows, self.columns = shape
-        self.wants_graph = graph and device.type == "cuda"
+        self.wants_graph = graph and device.type == "cuda" and model.native
         cells = self.rows * self.columns
         self.down, self.across = (blur_matrix(n, blur, device) for n in shape)
         self.target = torch.zeros(cells, 3, device=device)

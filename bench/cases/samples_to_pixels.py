@@ -10,7 +10,7 @@ from bench.cases.mlp import _density, _mlp
 from bench.cases.sample import _unit
 from raymarch.ops.hashgrid import table_layout
 from raymarch.ops.mlp import parameters, shapes
-from raymarch.ops.samples import samples_to_density, samples_to_pixels
+from raymarch.ops.samples_to_pixels import samples_to_density, samples_to_pixels
 
 PROPOSAL = (5, 16, 256, 17)
 CODE = 5

@@ -1,0 +1,46 @@
+"""How many rays of a frame are in flight at once: as many as gain something and fit into memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from raymarch.model import reduced
+
+if TYPE_CHECKING:
+    from raymarch.model import Model
+
+MOST_RAYS = 1 << 18  # in flight: more gain nothing
+CPU_RAYS = 1 << 14
+
+
+def bytes_per_ray(model: Model, heads: frozenset[str], mode: str, fused: bool) -> int:
+    """What a ray in flight takes, roughly and rather too much."""
+    features = bool(heads & {"feature", "similarity", "feature_hidden"})
+    normals = bool(heads & {"normals", "predicted_normals"})
+    if mode == "reduced":
+        config = model.config.reduced
+        costly = 600 * normals + 1200 * features // config.feature_step**2
+        return 4 * (8 * config.samples + 120) + config.kept * costly
+    samples = model.config.sampler.samples
+    if fused and not normals and reduced.networks_fit(model.fields.radiance):
+        return 4 * (6 * max(samples) + 120)
+    return 4 * max(*(n * 24 for n in samples), samples[-1] * (512 if features else 352))
+
+
+def chunk_size(
+    model: Model,
+    heads: frozenset[str],
+    mode: str,
+    device: torch.device,
+    max_gb: float = 1.0,
+    fused: bool = True,
+) -> int:
+    """Rays in flight: 2^14 on a CPU; on a GPU what takes a third of free memory and half of max_gb."""
+    if device.type != "cuda":
+        return CPU_RAYS
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    budget = min(free / 3, 0.5e9 * max_gb)
+    return int(min(MOST_RAYS, max(1 << 10, budget // bytes_per_ray(model, heads, mode, fused))))

@@ -1,0 +1,176 @@
+"""The first fused stage: poses, rays and every level of samples, forward and backward by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from raymarch.model import Model
+from raymarch.model.fields import ProposalField
+from raymarch.model.gradients import Gradients, sum_for
+from raymarch.model.rays import box_on
+from raymarch.ops.contract import norm_code
+from raymarch.ops.pose import MODES
+from raymarch.ops.rays import COMPOSES, flip_tangential, rays_backward
+from raymarch.ops.rays_to_samples import (
+    cast_rays,
+    proposal_backward,
+    ray_gradients,
+    refine,
+    refine_backward,
+    resample,
+)
+from raymarch.types import Cameras, Pixels
+
+
+@dataclass
+class Level:
+    """Samples of one level and what the proposal field says there; the last level has no field.
+
+    The way back lets go of what it has used: activations are most of a step's memory.
+    """
+
+    s: Tensor
+    t: Tensor
+    y: Tensor  # [R, S, 3] unit positions
+    encoded: Tensor | None = None
+    h: Tensor | None = None
+    w: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RaySamples:
+    origins: Tensor
+    directions: Tensor
+    levels: tuple[Level, ...]
+    adjustment: Tensor | None  # [C, 3, 4]
+    penalty: Tensor | None  # [1]
+    distortion: Tensor  # of the lenses, as rays were cast
+
+    @property
+    def last(self) -> Level:
+        return self.levels[-1]
+
+
+class RaysToSamples:
+    """Pixels to samples; `encoded` is the dtype of what networks read, None for float32."""
+
+    def __init__(self, model: Model, cameras: Cameras, encoded: torch.dtype | None):
+        self.model, self.cameras, self.config = model, cameras, model.config
+        self._encoded = encoded
+
+    def _proposals(self) -> list[ProposalField]:
+        return [cast(ProposalField, field) for field in self.model.fields.proposals]
+
+    def __call__(
+        self, pixels: Pixels, counter: Tensor | None, anneal: Tensor | None, jitter: str | None = None
+    ) -> RaySamples:
+        """Poses, rays and every level of samples of pixels [R]."""
+        config = self.config
+        adjustment = penalty = None
+        xi = self._six_numbers()
+        if xi is not None:
+            adjustment, penalty = refine(xi, **self._refinement())
+        cameras, sampler, stretch = self.cameras, config.sampler, config.rays
+        distortion = cameras.distortion
+        if stretch.tangential == "nerfstudio_0.3":
+            distortion = flip_tangential(distortion, cameras.lens)
+        jitter = sampler.jitter if jitter is None else jitter
+        rayed = cast_rays(
+            pixels.camera, pixels.xy, cameras.camera_to_worlds, cameras.intrinsics, distortion, cameras.lens,
+            adjustment, config.poses.compose, stretch.near, stretch.far, sampler.samples[0], sampler.spacing,
+            jitter, counter, 1, config.fields.norm,
+            None if stretch.box is None else box_on(stretch.box, pixels.xy.device), stretch.eye_distance,
+        )  # fmt: skip
+        levels, level = [], Level(rayed.s, rayed.t, rayed.y)
+        for i, proposal in enumerate(self._proposals()):
+            y = level.y.view(-1, 3)
+            encoded = proposal.grid.look_up(y, dtype=self._encoded)
+            h = proposal.mlp.run(encoded)
+            density = proposal.config.average_init_density
+            w, s, t, y_new = resample(
+                h, y, density, level.s, level.t, rayed.near, rayed.far, rayed.origins, rayed.directions,
+                sampler.samples[i + 1], sampler.spacing, jitter, counter, i + 2, anneal,
+                sampler.padding, config.fields.norm,
+            )  # fmt: skip
+            levels.append(Level(level.s, level.t, level.y, encoded, h, w))
+            level = Level(s, t, y_new)
+        return RaySamples(rayed.origins, rayed.directions, (*levels, level), adjustment, penalty, distortion)
+
+    def _six_numbers(self) -> Tensor | None:
+        """Translations and rotation vectors [C, 6], out of preconditioned coordinates where they are."""
+        numbers, whitening = self.model.poses.adjustment, self.model.poses.whitening
+        if numbers is None or whitening is None:
+            return numbers
+        return (whitening * numbers[:, None, :]).sum(-1)
+
+    def _refinement(self) -> dict:
+        poses, config = self.model.poses, self.config.poses
+        return {
+            "mode": config.mode,
+            "small_angle": config.small_angle,
+            "centred": poses.free is None and config.gauge == "mean",
+            "free": poses.free,
+            "translation": config.translation_penalty,
+            "rotation": config.rotation_penalty,
+        }
+
+    def proposals_backward(
+        self, rays: RaySamples, w_fine: Tensor, interlevel: Tensor, found: Gradients
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients of proposals; edges and gradients of unit positions of their levels, if poses want them.
+
+        interlevel [1] is the gradient of each ray's loss.
+        """
+        t, grads_y = [], []
+        for proposal, level in zip(self._proposals(), rays.levels, strict=False):
+            assert level.h is not None and level.encoded is not None and level.w is not None
+            y = level.y.view(-1, 3)
+            density, fine = proposal.config.average_init_density, (rays.last.s, w_fine)
+            grad_h = proposal_backward(level.h, y, density, level.s, level.t, level.w, *fine, interlevel)
+            grad_encoded, found.of[proposal.mlp.params] = proposal.mlp.gradients(
+                level.encoded, level.h, grad_h
+            )
+            proposal.grid.add_gradient(y, grad_encoded, sum_for(proposal.grid.table, found))
+            if rays.adjustment is not None and self.config.poses.through_proposals:
+                t.append(level.t)
+                grads_y.append(proposal.grid.slope(y, grad_encoded).view(level.y.shape))
+            level.encoded = level.h = None
+        return t, grads_y
+
+    def backward(
+        self,
+        pixels: Pixels,
+        rays: RaySamples,
+        t: list[Tensor],
+        grads_y: list[Tensor],
+        more_origins: Tensor | None,
+        more_directions: Tensor | None,
+        grad_penalty: Tensor | None,
+        found: Gradients,
+    ) -> None:
+        """Gradients of poses from those of unit positions, grads_y at edges t, and of rays, more_* [R, 3]."""
+        numbers, xi = self.model.poses.adjustment, self._six_numbers()
+        if numbers is None or xi is None or rays.adjustment is None:
+            return
+        norm = norm_code(self.config.fields.norm, "rays_to_samples")
+        to_rays = ray_gradients(
+            rays.origins, rays.directions, t, grads_y, norm, more_origins, more_directions
+        )
+        cameras, config = self.cameras, self.config
+        same = torch.are_deterministic_algorithms_enabled()
+        _, grad_pose = rays_backward(
+            cameras.camera_to_worlds, pixels.camera, pixels.xy, cameras.intrinsics, rays.distortion,
+            cameras.lens, rays.adjustment, COMPOSES[config.poses.compose], config.rays.eye_distance, *to_rays,
+            False, True, same,
+        )  # fmt: skip
+        how = self._refinement()
+        grad_xi = refine_backward(
+            xi, how["free"], how["centred"], MODES[how["mode"]], how["small_angle"] == "nerfstudio",
+            how["translation"], how["rotation"], grad_pose, grad_penalty,
+        )  # fmt: skip
+        whitening = self.model.poses.whitening
+        found.of[numbers] = grad_xi if whitening is None else (whitening * grad_xi[:, :, None]).sum(1)
