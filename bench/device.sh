@@ -8,6 +8,7 @@
 # A section that fails or runs out of time does not stop the others; the exit status says whether any did.
 #   LIMIT_<section>   seconds it may take        SCENES          folder with fox_full and chair
 #   PYTHON            the interpreter            RAYMARCH_COMMIT what the record calls the sources, without git
+#   PEERS             arguments of `python -m bench peers`, as "--no-compile --rows weights,mlp_base"
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +20,8 @@ done
 export SCENES=${SCENES:-}
 
 declare -A limit=([build]=300 [tests]=480 [checks]=240 [ops]=300 [overhead]=60 [sanitizer]=600 [racecheck]=600
-                  [steps]=400 [quality]=1800 [localise]=300 [tcnn]=300)
+                  [steps]=400 [quality]=1800 [localise]=300 [tcnn]=300 [everything]=600 [scaling]=600
+                  [peers_build]=580 [peers]=580 [runs]=900)
 default=(build tests checks ops overhead sanitizer steps quality)
 
 build() { "$PYTHON" setup.py -q build_ext --inplace && "$PYTHON" -m raymarch.apps.doctor; }
@@ -40,7 +42,20 @@ on_scenes() {
 steps() { on_scenes bench.render; }
 quality() { on_scenes bench.quality; }
 localise() { SCENES=${SCENES:+$SCENES/fox_full} on_scenes bench.localise; }
-export -f build tests checks ops overhead sanitizer racecheck tcnn on_scenes steps quality localise
+everything() { "$PYTHON" -m bench --device cuda --only steps,frames,memory,overhead; }
+scaling() { "$PYTHON" -m bench scaling --device cuda --out "${OUT:-docs/scaling}"; }
+peers_build() { bench/peers.sh build; }
+peers() { bench/peers.sh run ${PEERS:-}; }
+# Golden frames, chance, long runs: docs/runs.md.
+runs() {
+  local bad=0
+  "$PYTHON" -m bench.golden --device cuda || bad=1
+  "$PYTHON" -m bench.spread --device cuda || bad=1
+  "$PYTHON" -m bench.long --device cuda || bad=1
+  return $bad
+}
+export -f build tests checks ops overhead sanitizer racecheck tcnn on_scenes steps quality localise \
+  everything scaling peers_build peers runs
 
 failed=0
 summary=()

@@ -6,18 +6,28 @@ SCENES is a folder with `fox`, whose features a real network made (R2D2, 32 chan
 Every 8th photo is held out; poses are refined for training photos only. A cell's target is the network's
 feature of the held-out photo; all cells count, and the measure is their mean cosine.
 
-- `field`: the feature field, rendered at the cells' centres.
+- `field`: the feature field, rendered at the cells' centres; `field_train`: the same of training photos.
 - `reprojection`: the cell's point (at the field's rendered depth, so the baseline borrows our geometry), seen
   by the nearest training photo that has it in its frame; its network feature there, read bilinearly. Cells
   that no training photo has in its frame score 0.
 - `reprojection_nearest_only`: the same, from the nearest photo whether or not it has the point in its frame;
   cells outside count for nothing, and `field_same_cells` is the field on just these cells.
+- `reprojection_from_D`: the same, from the nearest photo at least D scene units away, on cells that it has in
+  its frame and sees first (to 8 % of the depth that the field gives it); `field_from_D` is the field there.
+- `consistent`: the mean of the unit features of all training photos that see the point first, where any
+  does: what is common to all views, and so about the most that one vector per place can hold.
+
+R2D2's features change with the view: two photos agree on a surface point the less, the farther apart they
+stand. A photo beside the held-out one therefore beats any field with one vector per place, and the field
+beats photos that stand farther away. `reprojection_from_D` against `field_from_D` says where they cross.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +46,9 @@ from raymarch.train.trainer import Trainer
 from raymarch.types import Cameras, Pixels
 
 FEATURES = "r2d2_features_60x34.npz"
+GAPS = (0.0, 0.25, 0.5, 1.0)  # scene units; the training cameras span about two
+IN_FRONT = 1.08  # a point this much farther than what a photo sees is hidden from it
+HEADS = frozenset({"rgb", "depth", "feature"})
 
 
 def config_for(name: str, steps: int, seed: int) -> Config:
@@ -81,7 +94,7 @@ def read_map(values: Tensor, pixels: Tensor, size: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(trainer: Trainer, scene: Scene) -> dict[str, float]:
-    """The three figures of one trained model."""
+    """The figures of one trained model."""
     assert scene.features is not None
     device, model = trainer.device, trainer.model
     rows, columns = scene.features.maps[0].shape[:2]
@@ -90,33 +103,69 @@ def measure(trainer: Trainer, scene: Scene) -> dict[str, float]:
     test = at_cells(subset(scene.cameras, scene.test, device), rows, columns)
     maps = [scene.features.maps[i].to(device) for i in scene.train]
     frames = FrameRenderer(model, Settings(graph=False))
-    field, carried, nearest, same = [], [], [], []
+    seen, field_train = training_views(frames, train, maps)
+    field, carried, nearest, same, common = [], [], [], [], []
+    far: dict[str, list[Tensor]] = {
+        f"{who}_from_{g:g}": [] for g in GAPS for who in ("reprojection", "field")
+    }
     for k, index in enumerate(scene.test):
         target = scene.features.maps[index].to(device).float().view(rows * columns, -1)
-        frame = frames.render(test, k, frozenset({"rgb", "depth", "feature"}))
+        frame = frames.render(test, k, HEADS)
         ours = feature_cosine(frame["feature"].view(rows * columns, -1), target)
         points = points_of(model, subset(test, (k,), device), frame["depth"])
         away = (train.camera_to_worlds[:, :, 3] - test.camera_to_worlds[k, :, 3]).norm(dim=1)
         found = torch.zeros_like(target)
         open_ = torch.ones(len(points), dtype=torch.bool, device=device)
+        total, waiting = torch.zeros_like(target), list(GAPS)
         for rank, j in enumerate(away.argsort().tolist()):
             camera = subset(train, (j,), device)
             pixels, inside = seen_at(points, camera)
+            there = read_map(maps[j], pixels, camera.size[0].to(pixels))
             new = open_ & inside
-            found[new] = read_map(maps[j], pixels[new], camera.size[0].to(pixels))
+            found[new] = there[new]
             open_ &= ~inside
+            first = inside & in_front(points, camera, pixels, seen[j])
+            total[first] += torch.nn.functional.normalize(there[first], dim=1)
+            while waiting and float(away[j]) >= waiting[0]:
+                gap = waiting.pop(0)
+                far[f"reprojection_from_{gap:g}"].append(feature_cosine(there[first], target[first]))
+                far[f"field_from_{gap:g}"].append(ours[first])
             if rank == 0:
                 nearest.append(feature_cosine(found[inside], target[inside]))
                 same.append(ours[inside])
         field.append(ours)
         carried.append(feature_cosine(found, target))
+        known = total.any(dim=1)
+        common.append(feature_cosine(total[known], target[known]))
     named = {
         "field": field,
         "reprojection": carried,
         "reprojection_nearest_only": nearest,
         "field_same_cells": same,
+        "field_train": field_train,
+        "consistent": common,
+        **{name: values for name, values in far.items() if values},
     }
     return {name: float(torch.cat(values).mean()) for name, values in named.items()}
+
+
+def training_views(
+    frames: FrameRenderer, train: Cameras, maps: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each training camera: distances [rows, columns] at its cells, and the cosines of the field there."""
+    rows, columns = maps[0].shape[:2]
+    small, depths, cosines = at_cells(train, rows, columns), [], []
+    for j, cells in enumerate(maps):
+        frame = frames.render(small, j, HEADS)
+        depths.append(frame["depth"])
+        cosines.append(feature_cosine(frame["feature"].flatten(0, 1), cells.float().flatten(0, 1)))
+    return depths, cosines
+
+
+def in_front(points: Tensor, camera: Cameras, pixels: Tensor, depth: Tensor) -> Tensor:
+    """Which points [P, 3], seen at `pixels` by a camera, nothing hides: its cells' distances say so, [P]."""
+    reach = read_map(depth[..., None], pixels, camera.size[0].to(pixels))[:, 0]
+    return (points - camera.camera_to_worlds[0, :, 3]).norm(dim=1) < IN_FRONT * reach
 
 
 def points_of(model, camera: Cameras, depth: Tensor) -> Tensor:
@@ -153,7 +202,8 @@ def main() -> None:
         trainer = start(scene, config, device=args.device)
         began = time.perf_counter()
         trainer.train()
-        values = measure(trainer, scene) | {"train_seconds": time.perf_counter() - began}
+        trained = time.perf_counter() - began
+        values = measure(trainer, scene) | {"train_seconds": trained}
         print("seed", seed, {k: round(v, 4) for k, v in values.items()}, flush=True)
         runs.append(values)
     mean = {k: statistics.fmean(r[k] for r in runs) for k in runs[0]}
@@ -161,8 +211,9 @@ def main() -> None:
     words += f", {args.seeds} seeds, {args.device}" + "".join(f", {s}" for s in args.set)
     print(words, {k: round(v, 4) for k, v in mean.items()}, flush=True)
     if not args.dry:
-        command = f"python -m bench.features --preset {args.preset} --lookup {args.lookup}"
-        result = mean | {"protocol": (__doc__ or "").strip()}
+        said = [word for word in sys.argv[1:] if word != str(args.scenes)]
+        command = "python -m bench.features SCENES " + shlex.join(said)
+        result = mean | {"protocol": " ".join((__doc__ or "").split("\n\n", 2)[2].split())}
         merge("quality", {"fox": {f"features {words}": result}}, command)
 
 

@@ -1,6 +1,9 @@
 """Milliseconds, memory and PSNR of whole frames, exact and reduced, on a real scene.
 
     python -m bench.frames SCENES [--steps 3000] [--record]
+    python -m bench.frames SCENES --try "stop=4.6 empty=0.003" --try samples=28 --rows rgb_reduced
+
+`--try` changes numbers of the reduced mode, one model for all; what they cost is printed, never recorded.
 
 Trains f3rm on fox_full, lets the trainer go, and renders the held-out photos at full size. Time is a host
 clock around one frame, synchronised at both ends, the median of some after the first; peak memory is torch's
@@ -14,13 +17,16 @@ import argparse
 import gc
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.quality import configured, with_features
 from bench.record import merge
+from bench.timing import FEWEST, spread
 from raymarch.data.scene import Scene, load
 from raymarch.model import Model
 from raymarch.model.frames import IMAGE_HEADS, FrameRenderer, Settings
@@ -74,7 +80,7 @@ def timed(
         torch.cuda.synchronize()
         laps.append((time.perf_counter() - begin) * 1e3)
     peak = torch.cuda.max_memory_allocated() / 1e9
-    return {"ms": statistics.median(laps[1:]), "first_ms": laps[0], "peak_gb": peak}
+    return spread("ms", laps[1:]) | {"first_ms": laps[0], "peak_gb": peak}
 
 
 def pictures(frames: FrameRenderer, cameras: Cameras, heads: frozenset[str], mode: str, embeddings):
@@ -115,7 +121,7 @@ def measure(
     for name in rows:
         heads, mode, fused = ROWS[name]
         frames = FrameRenderer(model, Settings(fused=fused, half_features=True))
-        row = timed(frames, cameras, heads, mode, embeddings, repeats if "exact" not in name else 3)
+        row = timed(frames, cameras, heads, mode, embeddings, repeats if "exact" not in name else FEWEST)
         print(name, {k: round(v, 4) for k, v in row.items()}, flush=True)  # whatever becomes of the rest
         if "feature" not in heads:
             if heads not in exact:
@@ -137,9 +143,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--record", action="store_true", help="merge the figures into bench/results")
+    parser.add_argument(
+        "--try", dest="tries", action="append", default=[], help='like "stop=4.6 empty=0.003"'
+    )
     args = parser.parse_args()
     device = torch.device("cuda")
     model, photos = trained(args.scenes, args.steps, device)
+    for changes in args.tries:
+        given = {name: float(value) for name, value in (word.split("=") for word in changes.split())}
+        usual = model.config
+        whole: dict[str, Any] = {
+            k: int(v) if isinstance(getattr(usual.reduced, k), int) else v for k, v in given.items()
+        }
+        model.config = replace(usual, reduced=replace(usual.reduced, **whole))
+        print(f"with {changes}", flush=True)
+        measure(model, photos, device, args.rows.split(","))
+        model.config = usual
+    if args.tries:
+        return
     values = measure(model, photos, device, args.rows.split(","))
     if args.record:
         merge("frames", values, "python -m bench.frames")

@@ -4,14 +4,16 @@ python -m bench.fuzz [--cases 100000] [--seed 0] [--only colmap] [--no-record]
 
 Each case takes one small valid file (bench/seeds.py), damages it a few times (cut, flipped, overwritten,
 doubled or removed bytes; numbers replaced by extreme ones; words of text swapped for odd ones), and parses it
-from memory, or loads a folder that holds it. Anything but a result or a SceneError counts as a crash, and so
-does a message of several lines, a result with numbers that are not finite, and a case that computes for over
-ten seconds. Count and time go into the record. Crashes are printed with what repeats them.
+from memory, or loads a folder that holds it. Anything but a result or a SceneError (WordsError of embeddings,
+ValueError of a PLY) counts as a crash, and so does a message of several lines, a result with numbers that are
+not finite, and a case that computes for over ten seconds. Count and time go into the record. Crashes are
+printed with what repeats them.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import random
 import struct
@@ -26,12 +28,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
+import torch
 
 from bench import record, seeds
 from raymarch.data import colmap_files, exr, images, llff, nerfstudio
 from raymarch.data.arrays import pose_array
-from raymarch.data.feature_files import read_feature_maps
+from raymarch.data.feature_files import Photo, read_feature_maps
+from raymarch.data.feature_writer import FeatureWriter
+from raymarch.data.maps import feature_maps
+from raymarch.data.nerfstudio import read_cameras
+from raymarch.data.paths import read_camera_path
+from raymarch.data.pose_files import read_adjustments
 from raymarch.data.scene import Scene, SceneError, load
+from raymarch.data.similarity import Similarity
+from raymarch.export.ply import read_ply, write_ply
+from raymarch.features.words import WordsError, read_embeddings
 
 SLOW = 10.0  # seconds that no file of a few kilobytes may take
 INTEGERS = (0, 1, 2, 255, 1 << 31, (1 << 32) - 1, 1 << 60, (1 << 64) - 1, (1 << 63) - 1)
@@ -187,11 +199,95 @@ def targets(folder: Path) -> list[Target]:
     found.append(Target("depth PNG", seeds.picture(noise[:, :, 0].astype(np.uint16) * 200),
                         from_file(folder, "depth.png", images.read_numbers)))  # fmt: skip
     found.append(Target("depth npy", seeds.array(plane), depth))
-    maps = folder / "maps.npz"
-    np.savez(maps, features=np.zeros((2, 2, 3, 4), np.float16), file_names=np.array(["a", "b"]))
-    features = from_file(folder, "maps.npz", lambda path: read_feature_maps(path, ["a", "b"]))
-    found.append(Target("features npz", maps.read_bytes(), features))
-    return found + _scenes(folder, noise)
+    return found + _features(folder) + _others(folder, plane) + _scenes(folder, noise)
+
+
+def _features(folder: Path) -> list[Target]:
+    """Every layout of feature files, read and checked against photos as `load` does."""
+    names, rng = ["a", "b/ü.png"], np.random.default_rng(0)
+    maps = [rng.standard_normal((2, 3, 4)).astype(np.float16) for _ in names]
+
+    def read(path: Path) -> Any:
+        found = read_feature_maps(path, names)
+        return feature_maps(found, [(30, 20)] * len(names), names)
+
+    stacked, words = np.stack(maps), np.array(names)
+    packed: dict[str, np.ndarray] = {
+        "features_int8": np.ones((2, 2, 3, 4), np.int8),
+        "scale": np.full(4, 0.1, np.float32),
+    }
+    plain = safetensors.numpy.save(dict(zip(names, maps, strict=True)))
+    ours = FeatureWriter(
+        folder / "ours.safetensors",
+        {"encoder": "clip", "weights": "tag", "size": 336},
+        [Photo(name, "0" * 64, 2, 3) for name in names],
+        4,
+    )
+    for i, one in enumerate(maps):
+        ours.write(i, torch.from_numpy(one))
+    ours.finish()
+    made = (folder / "ours.safetensors").read_bytes()
+    npz = from_file(folder, "maps.npz", read)
+    found = [
+        Target("features npy", seeds.array(stacked), from_file(folder, "maps.npy", read)),
+        Target("features npz stacked", _archive({"features": stacked, "file_names": words}), npz),
+        Target("features npz packed", _archive(packed | {"file_names": words}), npz),
+        Target("features npz named", _archive(dict(zip(names, maps, strict=True))), npz),
+    ]
+    for kind, data in (("others", plain), ("ours", made)):
+        parse = from_file(folder, f"{kind}.safetensors", read)
+        begin = 8 + int.from_bytes(data[:8], "little")
+
+        def headed(header: bytes, parse: Parser = parse, rest: bytes = data[begin:]) -> Any:
+            return parse(len(header).to_bytes(8, "little") + header + rest)
+
+        found.append(Target(f"features safetensors {kind}", data, parse))
+        found.append(Target(f"features safetensors {kind}, header", data[8:begin], headed, True))
+    return found
+
+
+def _others(folder: Path, plane: np.ndarray) -> list[Target]:
+    """Files that single commands read: paths, poses, embeddings, adjustments, point clouds."""
+    flat = [float(x) for row in seeds.ring(1)[0] for x in row]
+    path = {"camera_path": [{"camera_to_world": flat, "fov": 50.0, "aspect": 1.5}] * 2, "fps": 24.0}
+    path |= {"camera_type": "perspective", "render_height": 8, "render_width": 12}
+    cloud = {name: plane[0] for name in ("x", "y", "z")} | {"red": np.arange(5, dtype=np.uint8)}
+    write_ply(folder / "cloud.ply", cloud, np.array([[0, 1, 2]], np.int32), "made here")
+    vectors = {"mug": np.ones(4, np.float32), "öl": np.ones(4, np.float32)}
+    moved = {"pose_adjustment": np.full((3, 6), 0.01, np.float32)}
+    found = [
+        Target("camera_path.json", json.dumps(path).encode(),
+               from_file(folder, "camera_path.json", read_camera_path), True),
+        Target("poses transforms.json", seeds.transforms(),
+               from_file(folder, "poses.json", lambda file: read_cameras(file, Similarity())), True),
+        Target("ply", (folder / "cloud.ply").read_bytes(), from_file(folder, "cloud.ply", _ply)),
+        Target("adjustments json", json.dumps({k: v.tolist() for k, v in moved.items()}).encode(),
+               from_file(folder, "moved.json", read_adjustments), True),
+    ]  # fmt: skip
+    for name, arrays, read in (("embeddings", vectors, _words), ("adjustments", moved, read_adjustments)):
+        for ending, data in (("npz", _archive(arrays)), ("safetensors", safetensors.numpy.save(arrays))):
+            found.append(Target(f"{name} {ending}", data, from_file(folder, f"{name}.{ending}", read)))
+    return found
+
+
+def _archive(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _words(path: Path) -> Any:
+    try:
+        return read_embeddings(path)
+    except WordsError as error:
+        raise SceneError(str(error)) from None
+
+
+def _ply(path: Path) -> Any:
+    try:
+        return read_ply(path)
+    except ValueError as error:
+        raise SceneError(str(error)) from None
 
 
 def _scenes(folder: Path, noise: np.ndarray) -> list[Target]:
@@ -303,7 +399,8 @@ def main(words: list[str]) -> int:
     print(result)
     if not options.no_record:
         command = f"python -m bench.fuzz --cases {options.cases} --seed {options.seed}"
-        record.merge("checks", {"fuzz": result}, command)
+        command += f" --only {options.only!r}" if options.only else ""
+        record.merge("checks", {f"fuzz {options.only}".strip(): result}, command)
     return 1 if result["crashes"] else 0
 
 

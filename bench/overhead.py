@@ -18,31 +18,36 @@ from raymarch.ops.weights import weights
 CALLS, ROUNDS = 500, 25
 
 
-def best_us(call: Callable[[], object], device: torch.device) -> float:
-    """The best of many rounds: what it costs when nothing interferes."""
+def laps_us(call: Callable[[], object], device: torch.device) -> list[float]:
+    """Microseconds of a call, of each round."""
     laps = []
     for _ in range(ROUNDS):
         begin = time.perf_counter()
         for _ in range(CALLS):
             call()
-        laps.append((time.perf_counter() - begin) / CALLS)
+        laps.append(1e6 * (time.perf_counter() - begin) / CALLS)
         if device.type == "cuda":
             torch.cuda.synchronize()
-    return 1e6 * min(laps)
+    return laps
 
 
-def measure(device: torch.device) -> dict[str, float]:
+def calls(device: torch.device) -> dict[str, Callable[[], object]]:
     sigma, delta = torch.rand(4, 8, device=device), torch.rand(4, 8, device=device)
     leaf, out = sigma.clone().requires_grad_(), torch.empty_like(sigma)
     seed = torch.ones_like(sigma)
     return {
-        "native_us": best_us(lambda: _C.weights_forward(sigma, delta, out), device),
-        "op_us": best_us(lambda: weights(sigma, delta), device),
-        "op_with_grad_us": best_us(lambda: weights(leaf, delta), device),
-        "op_and_backward_us": best_us(lambda: torch.autograd.grad(weights(leaf, delta), leaf, seed), device),
-        "mul_us": best_us(lambda: sigma * delta, device),
-        "mul_and_backward_us": best_us(lambda: torch.autograd.grad(leaf * delta, leaf, seed), device),
+        "native": lambda: _C.weights_forward(sigma, delta, out),
+        "op": lambda: weights(sigma, delta),
+        "op_with_grad": lambda: weights(leaf, delta),
+        "op_and_backward": lambda: torch.autograd.grad(weights(leaf, delta), leaf, seed),
+        "mul": lambda: sigma * delta,
+        "mul_and_backward": lambda: torch.autograd.grad(leaf * delta, leaf, seed),
     }
+
+
+def measure(device: torch.device) -> dict[str, float]:
+    """The best of many rounds: what a call costs when nothing interferes."""
+    return {f"{name}_us": min(laps_us(call, device)) for name, call in calls(device).items()}
 
 
 def main() -> None:

@@ -53,9 +53,11 @@ def with_two_features(scene: Scene) -> Scene:
 
 
 def configured(row: str) -> Config:
-    """The preset of a row, its poses switched as the row's name says."""
+    """The preset of a row, its poses and the features' gradient to the density switched as its name says."""
     config = preset("f3rm" if row.startswith("f3rm") else "nerfacto")
-    mode = "off" if row.endswith("_off") else "SO3xR3"
+    mode = "off" if "_off" in row else "SO3xR3"
+    if row.endswith("_detached"):
+        config = override(config, "model.fields.feature.detach_weights=true")
     model = replace(config.model, poses=replace(config.model.poses, mode=mode))
     if row.endswith("_gentle"):  # a third of the preset's pose learning rate
         config = override(override(config, "train.optim.poses.lr=3e-4"), "train.optim.poses.lr_final=3e-5")

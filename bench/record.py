@@ -41,9 +41,14 @@ KEYS = (
     "poses",
     "localisation",
     "memory",
+    "overhead",
+    "build",
+    "scaling",
+    "peers",
 )
 SECTIONS = KEYS[4:]
-STAMPS = ("command", "commit", "date")
+STAMPS = ("command", "commit", "date", "load")
+ENDS = ("_low", "_high")  # of the names of a value's 10th and 90th percentiles
 
 
 def gpu_name() -> str:
@@ -72,10 +77,27 @@ def commit() -> str:
     return os.environ.get("RAYMARCH_COMMIT") or _said("git", "rev-parse", "--short=12", "HEAD") or "unknown"
 
 
+def cpu_model() -> str:
+    """As the system calls it."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def load() -> float | None:
+    """Processes that wanted a core, on average over the last minute; ours are among them."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
 def machine() -> dict[str, Any]:
-    """The GPU's facts, as torch and the driver tell them."""
+    """The processor's facts, or the GPU's, as torch and the driver tell them."""
     if not torch.cuda.is_available():
-        return {"name": "CPU", "cores": os.cpu_count()}
+        return {
+            "name": "CPU",
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "raymarch_threads": os.environ.get("RAYMARCH_THREADS", "all cores"),
+        }
     facts = torch.cuda.get_device_properties(0)
     return {
         "name": facts.name,
@@ -85,6 +107,7 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(facts.total_memory / 1e9, 1),
         "l2_mb": round(getattr(facts, "L2_cache_size", 0) / 1e6, 1),
         "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
+        "cpu": cpu_model(),
         "host_cores": os.cpu_count(),
     }
 
@@ -110,7 +133,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _stamped(values: dict[str, Any], stamp: dict[str, str]) -> dict[str, Any]:
+def _stamped(values: dict[str, Any], stamp: dict[str, Any]) -> dict[str, Any]:
     """The stamp lands in the outermost dictionaries that hold a plain value."""
     if values and all(isinstance(v, dict) for v in values.values()):
         return {k: _stamped(v, stamp) for k, v in values.items()}
@@ -141,7 +164,7 @@ def merge(section: str, values: dict[str, Any], command: str) -> None:
     if section not in SECTIONS:
         raise ValueError(f"record: {section!r} is no section; expected one of {', '.join(SECTIONS)}")
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")
-    stamp = {"command": command, "commit": commit(), "date": now}
+    stamp = {"command": command, "commit": commit(), "date": now, "load": load()}
     with alone_in(path().parent):
         record = {key: {} for key in KEYS} | read()
         record |= {"commit": stamp["commit"], "date": now, "gpu": machine(), "versions": versions()}
@@ -188,11 +211,29 @@ def spelled(value: Any) -> str:
 def table(rows: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """One Markdown table; the columns are what any row has."""
     columns = list(dict.fromkeys(k for _, row in rows for k in row if k not in STAMPS))
+    columns = [c for c in columns if not (c.endswith(ENDS) and c.rpartition("_")[0] in columns)]
     if not columns:
         return []
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    lines += [f"| {name} | " + " | ".join(spelled(row.get(c)) for c in columns) + " |" for name, row in rows]
+    lines += [f"| {name} | " + " | ".join(cell(row, c) for c in columns) + " |" for name, row in rows]
     return [*lines, ""]
+
+
+def cell(row: dict[str, Any], column: str) -> str:
+    """The value, and its spread where it has one."""
+    low, high = (row.get(column + end) for end in ENDS)
+    known = f" ({spelled(low)} to {spelled(high)})" if low is not None and high is not None else ""
+    return spelled(row.get(column)) + known
+
+
+def made_of(command: str, rows: list[dict[str, Any]]) -> list[str]:
+    """How a table's figures were made: command, commits and dates, and how busy the machine was."""
+    if not rows:
+        return []
+    made = sorted({f"{row['commit']}, {row['date']}" for row in rows})
+    loads = [row["load"] for row in rows if row.get("load") is not None]
+    busy = f" Load average {min(loads)} to {max(loads)}." if loads else ""
+    return [f"`{command}`; {made[0]}" + (f" to {made[-1]}" if len(made) > 1 else "") + "." + busy, ""]
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -200,6 +241,7 @@ def markdown(record: dict[str, Any]) -> str:
     lines = [f"# raymarch on {gpu.get('name', 'an unknown machine')}", ""]
     lines += [
         "Written by `bench/record.py` from the JSON beside it; every section names the command that made it.",
+        "Brackets hold the 10th and 90th percentiles of repeats.",
         "",
     ]
     lines += [f"Last change: commit {record.get('commit')}, {record.get('date')}.", ""]
@@ -214,12 +256,7 @@ def markdown(record: dict[str, Any]) -> str:
             groups.setdefault(row.get("command", next(reversed(groups), "")), []).append((name, row))
         for command, members in groups.items():
             lines += table([(name, row) for name, row in members if set(row) - set(STAMPS)])
-            made = sorted({f"{r['commit']}, {r['date']}" for _, r in members if "commit" in r})
-            lines += (
-                [f"`{command}`; {made[0]}" + (f" to {made[-1]}" if len(made) > 1 else "") + ".", ""]
-                if made
-                else []
-            )
+            lines += made_of(command, [row for _, row in members if "commit" in row])
     return "\n".join(lines)
 
 

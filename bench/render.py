@@ -10,6 +10,7 @@ GPU time and kernels come from the profiler over a few replays; peak memory is t
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ import torch
 from bench import frames
 from bench.quality import configured, with_features, with_two_features
 from bench.record import merge
+from bench.timing import spread
 from raymarch.data.scene import load
 from raymarch.profiling.subjects import skip_to, waits
 from raymarch.train.runs import start
 
 LATE = 6000  # a step past every warm-up
+CYCLE, LAPS = 6, 5  # steps of which one trains the proposals; laps of whole cycles whose spread is kept
 STEPS = {
     "nerfacto_4096": ("nerfacto_so3xr3", 4096, False),
     "f3rm_4096": ("f3rm", 4096, False),
@@ -63,7 +66,8 @@ def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
         pass
     early = wall_ms(trainer, timed // 2)
     skip_to(trainer, LATE)
-    wall = wall_ms(trainer, timed)
+    laps = [wall_ms(trainer, max(CYCLE, timed // LAPS // CYCLE * CYCLE)) for _ in range(LAPS)]
+    wall = statistics.median(laps)
     from torch.profiler import ProfilerActivity, profile
 
     count = 30  # a multiple of 6
@@ -84,7 +88,7 @@ def time_steps(trainer, warmup: int, timed: int) -> dict[str, float]:
     for name, (us, calls) in sorted(by_name.items(), key=lambda kv: -kv[1][0])[:32]:
         print(f"    {us:8.1f} us {calls:6.1f} x {name[:110]}")
     return {
-        "wall_ms": wall,
+        **spread("wall_ms", laps),
         "early_wall_ms": early,
         "gpu_ms": busy,
         "kernels": kernels,

@@ -6,13 +6,10 @@ import subprocess
 import sys
 import time
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def raymarch(*words, cwd=None):
@@ -86,14 +83,6 @@ def test_the_demo_run_opens_from_python(demo):
     assert found["density"].shape == (10,) and found["feature"].shape == (10, 32)
     with pytest.raises(ValueError, match="no head 'predicted_normals'"):
         scene.render(scene.camera("test", 0), heads=("predicted_normals",))
-
-
-def test_readme_python_blocks_run(demo, monkeypatch):
-    monkeypatch.chdir(demo.parent)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) >= 2
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
 
 
 def test_a_run_renders_from_the_command_line(demo, tmp_path):

@@ -212,6 +212,10 @@ def test_from_the_command_line(run, tmp_path):
     assert done.returncode == 0, done.stderr
     columns, _ = read_ply(run / "export" / "points.ply")
     assert {"x", "nx", "red", "pca_red"} <= set(columns)
+    for extra, word in ((("--poses", "colmap"), "--poses colmap"), (("--held-out",), "--held-out")):
+        done = raymarch("--what", "mesh", *extra, "--out", tmp_path / "m.ply")
+        assert done.returncode == 1 and done.stderr.startswith(f"raymarch: {word} is for camera poses")
+        assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "m.ply").exists()
     done = raymarch("--what", "points", "--out", tmp_path / "points.glb")
     assert done.returncode == 1 and "ends in .ply" in done.stderr and not (tmp_path / "points.glb").exists()
     pytest.importorskip("skimage")

@@ -5,6 +5,7 @@ Needs the extra `features` (open_clip and timm). No weights are downloaded: mode
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_data import photo, write_scene
 
+from raymarch.config import ConfigError
 from raymarch.data.feature_files import open_feature_file, same_recipe
+from raymarch.data.scene import load
 from raymarch.features.encoder import (
     EncoderError,
     interpolated,
@@ -23,6 +26,7 @@ from raymarch.features.encoder import (
     required,
     text_embeddings,
 )
+from raymarch.train.runs import resume
 
 try:
     open_clip, timm = required("open_clip", "this test"), required("timm", "this test")
@@ -422,3 +426,110 @@ def test_photos_to_two_heads_on_the_command_line(saved, dino_weights, tmp_path, 
     assert scene.similarity(scene.camera("test", 0), words).shape == (24, 32)
     last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     assert {"feature_dino", "feature_clip"} <= last.keys()
+
+
+# --- from photos to an answer ---
+
+
+@pytest.fixture(scope="module")
+def asked(saved, tmp_path_factory):
+    """Photos of one name in two folders, other than ASCII, through extract and train: run, names, weights."""
+    root = tmp_path_factory.mktemp("Fotos ähnlich")
+    folder = write_scene(root / "Szene 景色", count=10, width=32, height=24)
+    meta = json.loads((folder / "transforms.json").read_text("utf-8"))
+    for i, frame in enumerate(meta["frames"]):
+        name = f"{('links', 'rechts')[i % 2]}/Straße {i // 2} 写真.png"
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / frame["file_path"]).rename(folder / name)
+        frame["file_path"] = name
+    (folder / "transforms.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
+    weights = root / "Gewichte"
+    shutil.copytree(saved / "vit24", weights)
+    command(["extract", str(folder), "--weights", str(weights), "--device", "cpu"])
+    small = ["--preset", "tiny", "--steps", "5", "--set", "train.trainer.rays=64", "--device", "cpu"]
+    features = ["--features", str(folder / "features_clip.safetensors")]
+    command(["train", str(folder), *small, *features, "--out", str(root / "Lauf")])
+    return root / "Lauf", folder, weights
+
+
+def look_for(run, *words):
+    command(["query", str(run), *words, "--side", "16", "--device", "cpu"])
+    return json.loads((run / "query" / "query.json").read_text("utf-8"))
+
+
+def refused(capsys, run, *words):
+    """What a query that cannot be answered says: one sentence, and nothing is written."""
+    out = run.parent / "nothing"
+    with pytest.raises(SystemExit) as ended:
+        command(["query", str(run), *words, "--out", str(out), "--side", "16", "--device", "cpu"])
+    told = capsys.readouterr().err.strip()
+    assert ended.value.code == 1 and len(told.splitlines()) == 1 and not out.exists()
+    return told
+
+
+def test_photos_of_one_name_keep_their_own_features_through_training(saved, asked):
+    run, folder, _ = asked
+    encoder = open_encoder("clip", weights=str(saved / "vit24"))
+    maps = open_feature_file(folder / "features_clip.safetensors").maps
+    import raymarch
+
+    names = raymarch.load(run, "cpu").names
+    assert sorted(names) == sorted(maps) and len(set(names)) == 10
+    pair = [name for name in names if name.endswith("Straße 0 写真.png")]
+    assert len(pair) == 2 and not torch.equal(maps[pair[0]], maps[pair[1]])
+    scene = load(folder, features=str(folder / "features_clip.safetensors"))
+    for name, used in zip(scene.names, scene.features.maps, strict=True):
+        assert torch.equal(used, encoder.encode(np.array(Image.open(folder / name))))
+
+
+def test_a_run_answers_to_words_through_the_encoder_of_its_features(saved, asked, capsys):
+    run, *_ = asked
+    found = look_for(run, "a mug", "öl 画", "--negatives", "object", "--view", "test:0", "train:3")
+    assert [query["text"] for query in found["queries"]] == ["a mug", "öl 画"]
+    assert all((run / "query" / view["heat"]).exists() for q in found["queries"] for view in q["views"])
+    import raymarch
+
+    scene = raymarch.load(run, "cpu")
+    encoder = open_encoder("clip", weights=str(saved / "vit24"))
+    wanted, others = (text_embeddings(encoder, [text]) for text in ("a mug", "object"))
+    camera = scene.camera("test", 0)
+    assert torch.equal(scene.similarity(camera, "a mug", ["object"]),
+                       scene.similarity(camera, wanted, others))  # fmt: skip
+    view = scene.similarity(camera, "a mug", ["object"]) * scene.render(camera, ("opacity",))["opacity"]
+    best = next(v["best"] for v in found["queries"][0]["views"] if v["view"].startswith("test"))
+    assert float(view.max()) == pytest.approx(best, abs=0.1)  # of a picture half as wide
+
+
+def test_weights_that_have_moved_are_given_by_hand(saved, asked, capsys):
+    run, _, weights = asked
+    moved = weights.with_name("anderswo")
+    weights.rename(moved)
+    try:
+        assert "--weights" in refused(capsys, run, "a mug")
+        assert look_for(run, "a mug", "--view", "test:0", "--weights", str(moved))["queries"]
+    finally:
+        moved.rename(weights)
+
+
+def test_texts_and_weights_that_cannot_be_used_are_told_in_one_sentence(saved, asked, capsys, tmp_path):
+    run, *_ = asked
+    assert "is no text" in refused(capsys, run, "  ")
+    assert "has no tokens" in refused(capsys, run, "&nbsp;")
+    assert "15 tokens, the text tower takes 14" in refused(capsys, run, "mug " * 15)
+    assert "15 tokens" in refused(capsys, run, "mug", "--negatives", "thing " * 15)
+    assert "nothing to look for" in refused(capsys, run)
+    told = refused(capsys, run, "mug", "--weights", str(saved / "vit40"))  # 40 wide, the features are 24
+    assert "holds other weights" in told and "--weights" in told
+    np.savez(tmp_path / "words.npz", mug=np.ones(40, np.float32))
+    told = refused(capsys, run, "mug", "--embeddings", str(tmp_path / "words.npz"))
+    assert "40 channels" in told and "24" in told and "another encoder" in told
+
+
+def test_other_features_than_the_runs_are_refused(saved, asked, capsys, tmp_path):
+    run, folder, _ = asked
+    other = tmp_path / "features_other.safetensors"
+    command(
+        ["extract", str(folder), "--weights", str(saved / "vit40"), "--out", str(other), "--device", "cpu"]
+    )
+    with pytest.raises(ConfigError, match=r"24.* wide, those of the scene are clip 40 wide"):
+        resume(run, "cpu", load(folder, features=str(other)), steps=8)

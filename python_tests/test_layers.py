@@ -39,7 +39,7 @@ IMPORTS = {
     "export": TRAIN | {"trained"},
     "profiling": TRAIN | {"trained", "_C"},
     "apps": TRAIN | {"trained", "export", "profiling", "_C"},
-    "__init__": {"trained", "data"},
+    "__init__": {"trained", "data", "config", "train"},
     "__main__": {"apps"},
 }
 

@@ -78,3 +78,42 @@ def test_bad_images_and_protocols_are_refused():
         ssim(image, image, protocol="torchmetrics_1.2")
     with pytest.raises(ValueError, match=r"expected \[h, w, channels\]"):
         ssim(image[0], image[0])
+
+
+def test_pixels_left_out_count_in_no_metric(pair, device):
+    pred, truth = pair
+    keep = torch.ones(16, 16, dtype=torch.bool, device=device)
+    assert float(ssim(pred, truth, keep=keep)) == pytest.approx(float(ssim(pred, truth)), abs=1e-12)
+    keep[3:9, 5:] = False
+    spoilt = torch.where(keep[..., None], pred, torch.rand_like(pred))
+    assert float(psnr(spoilt, truth, keep=keep)) == float(psnr(pred, truth, keep=keep))
+    assert float(ssim(spoilt, truth, keep=keep)) == float(ssim(pred, truth, keep=keep))
+    assert float(ssim(spoilt, truth)) < float(ssim(pred, truth)) - 0.1
+    none = torch.zeros_like(keep)
+    assert math.isnan(float(psnr(pred, truth, keep=none))) and math.isnan(float(ssim(pred, truth, keep=none)))
+
+
+def test_a_half_that_is_kept_scores_as_ssim_written_out(pair, device):
+    pred, truth = (x.double() for x in pair)
+    keep = torch.zeros(16, 16, dtype=torch.bool, device=device)
+    keep[:, :8] = True
+    g = torch.exp((torch.arange(-5.0, 6, dtype=torch.float64, device=device) / 1.5).square() / -2)
+    near = [abs(k) if k < 16 else 30 - k for k in range(-5, 21)]  # borders reflected
+    total = []
+    for row in range(16):
+        for column in range(8):
+            rows, columns = near[row : row + 11], near[column : column + 11]
+            w = (g[:, None] * g * keep[rows][:, columns])[..., None]
+            w = w / w.sum()
+            a, b = pred[rows][:, columns], truth[rows][:, columns]
+            ma, mb = (w * a).sum((0, 1)), (w * b).sum((0, 1))
+            va, vb = (w * a * a).sum((0, 1)) - ma**2, (w * b * b).sum((0, 1)) - mb**2
+            cov = (w * a * b).sum((0, 1)) - ma * mb
+            one = (2 * ma * mb + 1e-4) / (ma**2 + mb**2 + 1e-4) * (2 * cov + 9e-4) / (va + vb + 9e-4)
+            total.append(one.mean())
+    assert float(ssim(*pair, keep=keep)) == pytest.approx(float(torch.stack(total).mean()), abs=1e-9)
+
+
+def test_a_mask_of_another_size_is_refused(pair):
+    with pytest.raises(ValueError, match=r"psnr: keep is torch.bool \(4, 4\), expected bool \(16, 16\)"):
+        psnr(*pair, keep=torch.ones(4, 4, dtype=torch.bool))

@@ -154,6 +154,7 @@ def test_the_field_of_view_is_vertical_and_in_degrees(tmp_path):
         ({"render_width": 0}, "render_width"),
         ({"render_height": None}, "render_height"),
         ({"camera_path": [{"camera_to_world": [1, 2], "fov": 50}]}, "16 numbers"),
+        ({"camera_path": [{"camera_to_world": [10**400] * 16, "fov": 50}]}, "16 numbers"),
         ({"camera_path": [{"camera_to_world": list(range(16)), "fov": 50}]}, "frame 0"),
         ({"camera_path": [{"camera_to_world": torch.eye(4).flatten().tolist(), "fov": 190}]}, "fov of 190"),
     ],

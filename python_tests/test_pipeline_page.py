@@ -1,4 +1,4 @@
-"""docs/pipeline.md names files and ops that exist."""
+"""docs/pipeline.md names files and ops that exist, and every section of the seed in the seed's order."""
 
 import re
 from pathlib import Path
@@ -17,6 +17,15 @@ def test_every_op_that_is_named_exists():
 
     named = set(re.findall(r"`ops\.(\w+)`", PAGE)) - {"name"}
     assert len(named) > 20 and [name for name in sorted(named) if not hasattr(ops, name)] == []
+
+
+def test_the_seed_is_followed_section_by_section():
+    stages = (["1.1", "1.1.1", "1.1.2", "1.1.3", "1.1.4", "1.2", "1.3"], ["2.1", "2.2"])
+    sections = [*stages[0], *stages[1], *(f"3.{i}" for i in range(1, 6))]
+    told = re.findall(r"^\| (\d(?:\.\d)+) ", PAGE, re.M)
+    assert list(dict.fromkeys(told)) == sections
+    rest = ["## What depends on what", "## Performance considerations", "## Where the seed is mistaken"]
+    assert [PAGE.find(title) for title in rest] == sorted(PAGE.index(title) for title in rest)
 
 
 def test_every_file_of_the_pipeline_has_its_place():

@@ -223,6 +223,12 @@ def test_views_and_frustums(viewer, browser):
     chromium.wait_for(lambda: len(viewer.handles) == 40, 30, "frustums")
     pose = viewer.stage.scene.train_cameras().camera_to_worlds[5, :, 3].tolist()
     np.testing.assert_allclose(viewer.handles[5].position, pose, atol=1e-6)
+    chromium.wait_for(lambda: not viewer.handles[17].visible, 30, "the frustum looked through to go")
+    assert all(handle.visible for i, handle in viewer.handles.items() if i != 17)
+    visitor = next(iter(viewer.visitors.values()))
+    visitor.client.camera.position = viewer.handles[5].position
+    chromium.wait_for(lambda: viewer.handles[17].visible, 30, "the frustum left behind to come back")
+    assert visitor.through is None
 
 
 def test_it_listens_to_this_machine_alone_and_serves_nothing_else(viewer):

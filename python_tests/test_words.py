@@ -60,6 +60,8 @@ def test_both_layouts_of_npz_and_safetensors(tmp_path):
         ({}, "one width"),
         ({"names": np.array(["x"]), "vectors": np.ones((2, 3))}, "1 names"),
         ({"a": np.array([{}], dtype=object)}, "cannot be read"),
+        ({"a": np.array(["one", "two"])}, "one vector of numbers"),
+        ({"a": np.array(b"one")}, "one vector of numbers"),
     ],
 )
 def test_broken_files_are_told(tmp_path, arrays, words):

@@ -7,7 +7,9 @@ the pipeline. Names are imported when first used, so that `import raymarch` stay
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raymarch.config import override, preset
     from raymarch.data.scene import Scene
+    from raymarch.train.runs import start
     from raymarch.trained import TrainedScene, load, perspective
 
 __version__ = "0.1.0"
@@ -16,7 +18,10 @@ _HOMES = {
     "Scene": "raymarch.data.scene",
     "TrainedScene": "raymarch.trained",
     "load": "raymarch.trained",
+    "override": "raymarch.config",
     "perspective": "raymarch.trained",
+    "preset": "raymarch.config",
+    "start": "raymarch.train.runs",
 }
 
 
@@ -28,4 +33,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
-__all__ = ["Scene", "TrainedScene", "load", "perspective"]
+__all__ = ["Scene", "TrainedScene", "load", "override", "perspective", "preset", "start"]

@@ -3,15 +3,21 @@ export | poses | report | inspect | profile | doctor."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+import io
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
+
+from raymarch.apps.options import check_above, check_least, check_port
+from raymarch.apps.terminal import prepare, say, tell
 
 Set = Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE"), UseAppendAction]
 Device = Literal["auto", "cpu", "cuda"]
@@ -27,7 +33,7 @@ def demo(out: Path = Path("raymarch_demo"), steps: int | None = None, device: De
     """
     from raymarch.apps.demo import run
 
-    print(run(out, steps, device))
+    tell([run(out, steps, device)])
 
 
 def train(
@@ -72,19 +78,24 @@ def train(
         device: Where to run.
     """
     from raymarch.apps.extraction import features_for
-    from raymarch.apps.run_page import write_run_page
+    from raymarch.apps.training import train_run
     from raymarch.config import override
     from raymarch.config import preset as named
     from raymarch.data.scene import load
+    from raymarch.train.claim import check_vacant
     from raymarch.train.refined import named_adjustments, with_adjustments
     from raymarch.train.runs import start
+    from raymarch.train.settings import check_settings
 
+    check_least(0, look_every=look_every)
     config = named(preset)
     for assignment in set:
         config = override(config, assignment)
     if steps is not None:
         config = override(config, f"train.trainer.steps={steps}")
+    check_settings(config)
     run = out or Path("runs") / f"{scene.resolve().name}-{preset}"
+    check_vacant(run)
     files, told = features_for(scene, features, config.model.fields.feature.width > 0)
     if files and not config.model.fields.feature.width:
         config = override(config, "model.fields.feature.width=1")  # the files know the width
@@ -103,10 +114,8 @@ def train(
     loaded = with_adjustments(loaded, moved)
     source = {"path": str(scene.resolve()), "options": options} | ({"adjustments": moved} if moved else {})
     trainer = start(loaded, config, run, device, source)
-    _say(loaded.format, *(f"note: {line}" for line in (*told, *loaded.problems, *loaded.notes)))
-    _train(trainer, look_every, tensorboard)
-    write_run_page(run, device)
-    print(run)
+    say(loaded.format, *(f"note: {line}" for line in (*told, *loaded.problems, *loaded.notes)))
+    train_run(trainer, loaded, run, device, look_every, tensorboard)
 
 
 def extract(
@@ -139,15 +148,16 @@ def extract(
 
     options: dict[str, Any] = {"facet": facet} if facet else {}
     encoders = [name.strip() for name in encoder.split(",")]
-    for line in extract_all(
-        scene, encoders, model, weights, out, pick_device(device), size=size, fit=fit, **options
-    ):
-        print(line)
+    tell(
+        extract_all(scene, encoders, model, weights, out, pick_device(device), size=size, fit=fit, **options)
+    )
 
 
 def resume(
     run: Positional[Path],
     steps: int | None = None,
+    set: Set = (),
+    data: Path | None = None,
     tensorboard: bool = False,
     look_every: int = 2000,
     device: Device = "auto",
@@ -157,52 +167,18 @@ def resume(
     Args:
         run: Run folder.
         steps: Train up to this many steps (default: what the run was started with).
+        set: Change a setting of the training, as train.trainer.rays=2048. May be given several times.
+        data: Scene folder, if it has moved.
         tensorboard: Also write TensorBoard logs into RUN/tensorboard.
         look_every: Steps between renderings of a held-out view, kept in RUN/held_out; 0 for none.
         device: Where to run.
     """
-    from raymarch.apps.run_page import write_run_page
+    from raymarch.apps.training import train_run
     from raymarch.train import runs
 
-    _train(runs.resume(run, device, steps=steps), look_every, tensorboard)
-    write_run_page(run, device)
-    print(run)
-
-
-def _train(trainer, look_every: int, tensorboard: bool) -> None:
-    """Train with a progress bar; Ctrl-C saves."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    from raymarch.apps.watching import Watcher
-    from raymarch.train.guard import suspicions
-    from raymarch.train.trainer import Progress
-
-    _say(trainer.source.summary())
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[psnr]}"))
-    watcher = Watcher(trainer, look_every, tensorboard)
-    try:
-        with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task("", total=trainer.config.steps, completed=trainer.step, psnr="")
-
-            def note(progress: Progress) -> None:
-                words = f"{progress.psnr:5.2f} dB on its rays"
-                bar.update(task, completed=progress.step, psnr=words)
-                watcher(progress)
-
-            trainer.train(on_progress=note)
-    except KeyboardInterrupt:
-        raise UserStop(
-            f"stopped at step {trainer.step}, saved; `raymarch resume {trainer.run}` goes on"
-        ) from None
-    finally:
-        watcher.close()
-    _say(*trainer.notes, *suspicions(trainer))
-
-
-class UserStop(RuntimeError):
-    """Ctrl-C."""
+    check_least(0, look_every=look_every)
+    trainer, scene = runs.resumed(run, device, steps=steps, settings=set, data=data)
+    train_run(trainer, scene, run, device, look_every, tensorboard)
 
 
 def eval(
@@ -225,8 +201,7 @@ def eval(
     from raymarch.apps.evaluation import evaluate_run
     from raymarch.apps.run_page import write_run_page
 
-    for line in evaluate_run(run, data, images, device, poses):
-        print(line)
+    tell(evaluate_run(run, data, images, device, poses))
     write_run_page(run, device)
 
 
@@ -274,22 +249,25 @@ def render(
     """
     from raymarch.apps.rendering import Route, render_run
 
+    check_least(1, side=side, frames=frames)
+    check_above(0, fps=fps)
     route = Route(cameras, path, view, frames, fps, loop, save_path)
-    for line in render_run(
-        run,
-        out,
-        heads.split(","),
-        route,
-        formats.split(","),
-        text,
-        negatives,
-        embeddings,
-        weights,
-        side,
-        mode,
-        device,
-    ):
-        print(line)
+    tell(
+        render_run(
+            run,
+            out,
+            heads.split(","),
+            route,
+            formats.split(","),
+            text,
+            negatives,
+            embeddings,
+            weights,
+            side,
+            mode,
+            device,
+        )
+    )
 
 
 def query(
@@ -328,23 +306,27 @@ def query(
     """
     from raymarch.apps.querying import query_run
 
-    for line in query_run(
-        run,
-        texts,
-        negatives,
-        embeddings,
-        weights,
-        out,
-        view,
-        poses,
-        threshold,
-        score,
-        temperature,
-        side,
-        mode,
-        device,
-    ):
-        print(line)
+    check_least(1, side=side)
+    check_above(0, temperature=temperature)
+    check_least(-1, threshold=threshold)
+    tell(
+        query_run(
+            run,
+            texts,
+            negatives,
+            embeddings,
+            weights,
+            out,
+            view,
+            poses,
+            threshold,
+            score,
+            temperature,
+            side,
+            mode,
+            device,
+        )
+    )
 
 
 def view(
@@ -369,6 +351,8 @@ def view(
     """
     from raymarch.apps.view import view_run
 
+    check_least(1, side=side)
+    check_port(port)
     view_run(run, port, side, follow, embeddings, weights, device)
 
 
@@ -393,8 +377,7 @@ def localize(
     """
     from raymarch.apps.localizing import localize_photos
 
-    for line in localize_photos(run, list(photos), intrinsics, init, out, device):
-        print(line)
+    tell(localize_photos(run, list(photos), intrinsics, init, out, device))
 
 
 def export(
@@ -427,17 +410,19 @@ def export(
         mode: exact, or reduced: several times faster and close.
         device: Where to run.
     """
+    check_least(1, points=points, views=views, side=side)
+    check_least(2, resolution=resolution)
     if what == "poses":
         from raymarch.apps.exporting import export_run
 
         lines = export_run(run, out, poses, held_out, device)
     else:
-        from raymarch.apps.exporting_geometry import Geometry, box_of, export_geometry
+        from raymarch.apps.exporting_geometry import Geometry, box_of, export_geometry, only_of_poses
 
+        only_of_poses(what, poses, held_out)
         options = Geometry(points, resolution, views, side, box_of(box))
         lines = export_geometry(run, what, out, options, mode, device)
-    for line in lines:
-        print(line)
+    tell(lines)
 
 
 def poses(run: Positional[Path], out: Path | None = None, device: Device = "auto") -> None:
@@ -450,8 +435,7 @@ def poses(run: Positional[Path], out: Path | None = None, device: Device = "auto
     """
     from raymarch.apps.posing import tell_poses
 
-    for line in tell_poses(run, out, device):
-        print(line)
+    tell(tell_poses(run, out, device))
 
 
 def report(run: Positional[Path], device: Device = "auto") -> None:
@@ -463,7 +447,7 @@ def report(run: Positional[Path], device: Device = "auto") -> None:
     """
     from raymarch.apps.run_page import write_run_page
 
-    print(write_run_page(run, device))
+    tell([write_run_page(run, device)])
 
 
 def inspect(
@@ -484,8 +468,7 @@ def inspect(
     """
     from raymarch.apps.inspecting import lines
 
-    for line in lines(scene, downscale=downscale, split=split, masks=masks, alpha=alpha):
-        print(line)
+    tell(lines(scene, downscale=downscale, split=split, masks=masks, alpha=alpha))
 
 
 def profile(
@@ -520,9 +503,10 @@ def profile(
 
     try:
         asked = Request(run, preset, scene, what, op, out, steps, set, side, nvtx, device)
-        for line in profile_run(asked, lambda words: _say(f"profile: {words}")):
-            print(line)
+        tell(profile_run(asked, lambda words: say(f"profile: {words}")))
     except KeyboardInterrupt:
+        from raymarch.apps.failures import UserStop
+
         raise UserStop("stopped; no profile was written") from None
 
 
@@ -542,87 +526,68 @@ COMMANDS = {
 }
 
 
-def _say(*lines: str) -> None:
-    for line in lines:
-        print(line, file=sys.stderr)
+def deferred(command: Callable[..., None]) -> Callable[..., Any]:
+    """The command with its arguments, to be run once they are all understood."""
+
+    @functools.wraps(command)
+    def later(*args: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(command, *args, **options)
+
+    return later
+
+
+def parse(argv: list[str]) -> Callable[[], None]:
+    """The command that the words ask for. SystemExit: 0 after --help, 2 with a sentence on what is wrong."""
+    from raymarch.apps.usage import one_line, unknown_command
+
+    wrong = io.StringIO()
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        say(f"raymarch: {unknown_command(argv[0], COMMANDS)}")
+        raise SystemExit(2)
+    try:
+        with contextlib.redirect_stderr(wrong):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: deferred(command) for name, command in COMMANDS.items()},
+                prog="raymarch",
+                description="Fused ray marching for radiance and feature fields.",
+                args=argv,
+            )
+    except SystemExit as ended:
+        if ended.code:
+            say(f"raymarch: {one_line(wrong.getvalue())}")
+        raise
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command. What a user can mend is told in one sentence; exit status 1.
+    """Run one command. What a user can mend is told in one sentence; exit status 1, or 130 after Ctrl-C.
 
     With RAYMARCH_NVTX in the environment, stages and ops are NVTX ranges (docs/profiling.md).
     """
+    prepare()
     try:
-        with _marked():
-            _run(argv)
+        command = parse(sys.argv[1:] if argv is None else argv)
+        with marked():
+            command()
+    except KeyboardInterrupt:
+        say("raymarch: stopped")
+        raise SystemExit(130) from None
     except Exception as error:
-        if not _mendable(error):
+        from raymarch.apps.failures import UserStop, sentence
+
+        told = sentence(error)
+        if told is None:
             raise
-        _say(f"raymarch: {error}")
-        raise SystemExit(1) from None
+        say(f"raymarch: {told}")
+        raise SystemExit(130 if isinstance(error, UserStop) else 1) from None
 
 
-def _run(argv: list[str] | None) -> None:
-    tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
-        prog="raymarch",
-        description="Fused ray marching for radiance and feature fields.",
-        args=argv,
-    )
-
-
-def _marked() -> AbstractContextManager[None]:
+def marked() -> contextlib.AbstractContextManager[None]:
     """NVTX ranges around stages and ops where the environment asks for them."""
     if os.environ.get("RAYMARCH_NVTX", "0") in ("", "0"):
-        return nullcontext()
+        return contextlib.nullcontext()
     if importlib.util.find_spec("nvtx") is None:
-        _say("raymarch: RAYMARCH_NVTX is set, but ranges need the package nvtx: pip install nvtx")
-        return nullcontext()
+        say("raymarch: RAYMARCH_NVTX is set, but ranges need the package nvtx: pip install nvtx")
+        return contextlib.nullcontext()
     from raymarch.profiling.ranges import nvtx_ranges
 
     return nvtx_ranges()
-
-
-def _mendable(error: Exception) -> bool:
-    """Errors that are about the user's input or machine, not about our code."""
-    import torch
-
-    from raymarch.config import ConfigError
-    from raymarch.data.scene import SceneError
-    from raymarch.features.encoder import EncoderError
-    from raymarch.features.words import WordsError
-    from raymarch.nn import TcnnError
-    from raymarch.train.checkpoint import CheckpointError
-    from raymarch.train.evaluate import OutOfMemory
-    from raymarch.train.photos import LocalizeError
-    from raymarch.train.runs import DeviceError
-    from raymarch.train.trainer import TrainingError
-
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        error.args = (
-            "out of GPU memory: lower train.trainer.rays, downscale the photos, or use a smaller preset; "
-            "checkpoints saved so far are intact",
-        )
-        return True
-    ours = (
-        ConfigError,
-        SceneError,
-        CheckpointError,
-        DeviceError,
-        EncoderError,
-        TrainingError,
-        OutOfMemory,
-        UserStop,
-        LocalizeError,
-        WordsError,
-        TcnnError,
-    )
-    return isinstance(error, ours) or (isinstance(error, (FileNotFoundError, IndexError)) and _direct(error))
-
-
-def _direct(error: Exception) -> bool:
-    """Whether an error was raised by this package's own code, not deep in a library."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return trace is not None and "raymarch" in trace.tb_frame.f_globals.get("__name__", "")

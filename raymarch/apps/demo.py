@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from raymarch.config import Config, TrainConfig, preset
+from raymarch.apps.terminal import console
+from raymarch.config import Config, ConfigError, TrainConfig, preset
 from raymarch.data.alignment import align
 from raymarch.data.scene import Scene
 from raymarch.data.synthetic import SyntheticScene, as_scene, feature_maps, make_scene
@@ -17,6 +18,8 @@ from raymarch.features.query import mask, similarity
 from raymarch.features.words import STORED, write_embeddings
 from raymarch.model import Model
 from raymarch.train import colours
+from raymarch.train.checkpoint import newest, saved
+from raymarch.train.claim import CONFIG, check_vacant, claim
 from raymarch.train.evaluate import render_image
 from raymarch.train.metrics import psnr, ssim
 from raymarch.train.optim import GroupConfig, OptimConfig
@@ -174,17 +177,30 @@ def query(feature: Tensor, truth: SyntheticScene, name: str) -> Tensor:
     return similarity(feature, truth.feature_vectors[at : at + 1], others)
 
 
+def make_room(out: Path) -> None:
+    """Remove the demo's own earlier run. ConfigError where the folder holds anything else."""
+    run = out / "run"
+    if saved(out):
+        raise ConfigError(f"{out} holds a run of your own: choose another folder with --out")
+    if saved(run):
+        claim(run)
+        if newest(run)[1]["scene"].get("source") is not None:
+            raise ConfigError(f"{run} holds a run of your own: choose another folder with --out")
+        for old in saved(run):
+            old.unlink()
+    elif out.exists() and not (run / CONFIG).is_file():
+        check_vacant(out)
+
+
 def run(out: Path, steps: int | None, device: str) -> Path:
     """Train, measure and write the page into `out`; returns the page's path."""
     from rich import progress as rich_progress
-    from rich.console import Console
 
     from raymarch.apps.demo_page import write_demo_page
-    from raymarch.train.checkpoint import saved
 
-    for old in saved(out / "run"):  # the demo's own earlier run
-        old.unlink()
-    (out / "run" / "log.jsonl").unlink(missing_ok=True)
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps is {steps}, expected at least 1")
+    make_room(out)
     columns = (
         rich_progress.TextColumn("training"),
         rich_progress.BarColumn(),
@@ -192,7 +208,7 @@ def run(out: Path, steps: int | None, device: str) -> Path:
         rich_progress.TextColumn("{task.fields[psnr]}"),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
+    with rich_progress.Progress(*columns, console=console()) as bar:
         task = bar.add_task("", total=None, psnr="")
 
         def show(progress: Progress, total: int) -> None:

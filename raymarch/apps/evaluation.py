@@ -12,8 +12,9 @@ from torch import Tensor
 
 from raymarch.apps.images import file_stems, save_depth, save_rgb
 from raymarch.config import ConfigError
-from raymarch.data.scene import Scene, load
-from raymarch.train.evaluate import ImageMetrics, evaluate
+from raymarch.data.atomic import write_text
+from raymarch.data.scene import Scene
+from raymarch.train.evaluate import ImageMetrics, evaluate, masks_of
 from raymarch.train.held_out import POSES, PROTOCOLS, evaluate_refined, held_out_cameras
 from raymarch.train.runs import OpenRun, reload_scene
 
@@ -36,7 +37,7 @@ def evaluate_run(
     if not opened.test:
         raise ConfigError(f"{run} holds out no photos; train with --split every8 to have some")
     source = opened.meta["scene"]["source"]
-    scene = load(data, **(source["options"] if source else {})) if data else reload_scene(opened.meta, run)
+    scene = reload_scene(opened.meta, run, data)
     names = [opened.names[i] for i in opened.test]
     if [scene.names[i] for i in scene.test] != names:
         raise ConfigError(
@@ -46,33 +47,46 @@ def evaluate_run(
     out.mkdir(exist_ok=True)
     rows, stored = [], []
     yield f"{'photo':32} {'PSNR':>7} {'SSIM':>7}  poses"
-    stems = file_stems(names)
-    for row, frame, words in _measured(opened, [scene.images[i] for i in scene.test], names, scene, poses):
+    stems = dict(zip(names, file_stems(names), strict=True))
+    for row, frame, words in _measured(opened, names, scene, poses):
+        if not row.kept:
+            yield f"{row.name[-32:]:32} is not judged: its mask ignores every pixel"
+            continue
         rows.append(row)
         stored.append(asdict(row) | words)
-        yield f"{row.name[-32:]:32} {row.psnr:7.2f} {row.ssim:7.4f}  {poses}{_told(words)}"
+        yield f"{row.name[-32:]:32} {row.psnr:7.2f} {row.ssim:7.4f}  {poses}{_told(words)}{_judged(row.kept)}"
         if images:
-            stem = stems[len(rows) - 1]
+            stem = stems[row.name]
             save_rgb(out / f"{stem}_rgb.png", frame["rgb"])
             save_depth(out / f"{stem}_depth.png", frame["depth"])
+    if not rows:
+        raise ConfigError(
+            f"there is nothing to judge {run} on: masks ignore every pixel of its held-out photos"
+        )
     mean = {k: sum(getattr(r, k) for r in rows) / len(rows) for k in ("psnr", "ssim")}
     yield f"{'mean':32} {mean['psnr']:7.2f} {mean['ssim']:7.4f}  {poses}"
     yield f"protocol: {PROTOCOLS[poses]}"
     result = {"step": opened.step, "poses": poses, "protocol": PROTOCOLS[poses], "mean": mean}
-    metrics_file(run, poses).write_text(json.dumps(result | {"images": stored}, indent=1))
+    write_text(metrics_file(run, poses), json.dumps(result | {"images": stored}, indent=1))
 
 
 def _measured(
-    opened: OpenRun, photos: list[Tensor], names: list[str], scene: Scene, poses: str
+    opened: OpenRun, names: list[str], scene: Scene, poses: str
 ) -> Iterator[tuple[ImageMetrics, dict[str, Tensor], dict[str, Any]]]:
     """Metrics, rendering, and what was done to the pose, for each held-out photo."""
+    photos, masks = [scene.images[i] for i in scene.test], masks_of(scene, scene.test)
     if poses != "refine":
         cameras = held_out_cameras(opened, poses)
-        for row, frame in evaluate(opened.model, cameras, photos, names, scene.background):
+        for row, frame in evaluate(opened.model, cameras, photos, names, scene.background, masks=masks):
             yield row, frame, {}
         return
-    for row, frame, refined in evaluate_refined(opened, photos, names, scene.background):
+    for row, frame, refined in evaluate_refined(opened, photos, names, scene.background, masks):
         yield row, frame, asdict(refined)
+
+
+def _judged(kept: float) -> str:
+    """What a mask left of the photo, where there is one."""
+    return "" if kept == 1 else f"  over the {kept:.1%} that its mask keeps"
 
 
 def _told(words: dict[str, Any]) -> str:

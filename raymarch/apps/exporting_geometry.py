@@ -31,6 +31,16 @@ class Geometry:
     box: tuple[float, ...] | None = None  # of a mesh: six numbers, world units
 
 
+def only_of_poses(what: str, poses: str | None, held_out: bool) -> None:
+    """ConfigError where points or a mesh come with options that say how camera poses are written."""
+    for option, given in ((f"--poses {poses}", poses is not None), ("--held-out", held_out)):
+        if given:
+            raise ConfigError(
+                f"{option} is for camera poses and says nothing of --what {what}: leave it out, or export "
+                f"twice, once with --what {what} and once with --poses FORMAT"
+            )
+
+
 def export_geometry(
     run: Path, what: str, out: Path | None, options: Geometry, mode: str, device: str
 ) -> Iterator[str]:

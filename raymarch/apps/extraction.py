@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raymarch.apps.terminal import console
 from raymarch.data.error import SceneError
 from raymarch.data.feature_files import (
     PREFIX,
@@ -122,7 +123,6 @@ def run(
     **options: Any,
 ) -> Iterator[str]:
     """The command: one file per encoder, with a progress bar; yields a line per file."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     if len(encoders) > 1 and (model or weights or out):
@@ -133,7 +133,7 @@ def run(
     for name in encoders:
         encoder = open_encoder(name, model, weights, device, **options)
         columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[photo]}"))
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        with Progress(*columns, TimeRemainingColumn(), console=console()) as bar:
             task = bar.add_task("", total=None, photo="")
 
             def show(done: int, total: int, photo: str, bar=bar, task=task) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raymarch.apps.images import save_rgb
+from raymarch.data.atomic import write_text
 from raymarch.train.localize import Localisation
 from raymarch.train.photos import LocalizeError
 from raymarch.trained import TrainedScene
@@ -30,7 +31,7 @@ def localize_photos(
     for photo in photos:
         found = scene.localize(photo, camera, start)
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{photo.stem}.json").write_text(json.dumps(record(found, photo), indent=1) + "\n")
+        write_text(out / f"{photo.stem}.json", json.dumps(record(found, photo), indent=1) + "\n")
         if found.overlay is not None:
             save_rgb(out / f"{photo.stem}_overlay.png", found.overlay)
         yield from told(found, photo)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from raymarch.data.atomic import write_text
 from raymarch.train.refined import refined_poses, report_rows
 from raymarch.train.runs import OpenRun
 
@@ -28,5 +29,5 @@ def tell_poses(run: Path, out: Path | None, device: str) -> Iterator[str]:
         f"the {found.compose} frame"
     )
     file = out or run / "poses.json"
-    file.write_text(json.dumps({"drift": found.drift, "cameras": rows}, indent=1) + "\n")
+    write_text(file, json.dumps({"drift": found.drift, "cameras": rows}, indent=1) + "\n")
     yield str(file)

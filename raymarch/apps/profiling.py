@@ -130,7 +130,8 @@ def subject_of(asked: Request, count: int, device: torch.device) -> Subject:
         return Training(fresh_trainer(asked, photos, count, device))
     step = checkpoint.newest(asked.run)[1]["step"]
     more = step + max(count, 8) + 8
-    return Training(resume(asked.run, str(device), photos or _kept_scene(asked.run), steps=more))
+    kept = photos or _kept_scene(asked.run)
+    return Training(resume(asked.run, str(device), kept, steps=more, only_look=True))
 
 
 def photos_of(asked: Request) -> Scene | None:

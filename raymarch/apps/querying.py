@@ -16,6 +16,7 @@ from raymarch.apps import palette
 from raymarch.apps.cameras import cameras_for
 from raymarch.apps.images import save_rgb
 from raymarch.config import ConfigError
+from raymarch.data.atomic import write_text
 from raymarch.export.ply import write_ply
 from raymarch.export.surface import Points, joined, matching, places, solid
 from raymarch.features.query import MODES, THRESHOLD, locate, mask
@@ -87,7 +88,7 @@ def query_run(
         "units": "world",
         "queries": found,
     }
-    (out / "query.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+    write_text(out / "query.json", json.dumps(about, indent=1) + "\n")
     yield str(out / "query.json")
 
 

@@ -34,6 +34,7 @@ from raymarch.apps.sections import (
     Table,
 )
 from raymarch.apps.style import STYLE
+from raymarch.data.atomic import write_text
 
 
 def write_report(
@@ -51,8 +52,8 @@ def write_report(
     stored = {"title": title, "metrics": {m.key: _stored(m) for m in metrics}}
     if record is not None:
         stored["record"] = record
-    (out / "metrics.json").write_text(json.dumps(_plain(stored), indent=2, allow_nan=False) + "\n", "utf-8")
-    (out / "index.html").write_text(page, "utf-8")
+    write_text(out / "metrics.json", json.dumps(_plain(stored), indent=2, allow_nan=False) + "\n")
+    write_text(out / "index.html", page)
     return out / "index.html"
 
 

@@ -17,6 +17,7 @@ from raymarch.apps.evaluation import metrics_file
 from raymarch.apps.report import write_report
 from raymarch.apps.sections import Curve, Frustums, Metric, Metrics, Picture, Pictures, Section, Table, Text
 from raymarch.apps.view_sections import progress_sections, view_sections
+from raymarch.data.atomic import write_text
 from raymarch.data.error import SceneError
 from raymarch.data.images import read_photo
 from raymarch.train.evaluate import over_background, render_image
@@ -24,6 +25,7 @@ from raymarch.train.held_out import POSES, drift
 from raymarch.train.photos import shrunk
 from raymarch.train.refined import RefinedPoses, refined_poses, report_rows
 from raymarch.train.runs import OpenRun, subset
+from raymarch.train.trainer import LOG, log_rows
 from raymarch.types import Cameras
 
 VIEW_SIDE = {"cuda": 480, "cpu": 160}  # pixels of the longer side of a rendering on the page
@@ -41,7 +43,7 @@ def write_run_page(run: Path, device: str = "auto") -> Path:
     if opened.config.model.poses.mode != "off" and opened.train:
         poses = refined_poses(opened)
         record["poses"] = {"drift": poses.drift, "cameras": report_rows(poses)}
-        (run / "poses.json").write_text(json.dumps(record["poses"], indent=1) + "\n")
+        write_text(run / "poses.json", json.dumps(record["poses"], indent=1) + "\n")
         sections += pose_sections(opened, poses)
     sections += [*view_sections(opened), *progress_sections(run)]
     sections += [*_curves(run), Text("Run", facts=_facts(opened))]
@@ -53,10 +55,18 @@ def _held_out(run: Path, step: int, poses: str) -> list[Metric]:
     file = metrics_file(run, poses)
     if not file.is_file():
         return []
-    stored = json.loads(file.read_text())
-    if stored["step"] != step:
+    try:
+        stored = json.loads(file.read_text("utf-8"))
+        if stored["step"] != step:
+            return []
+        mean, protocol = stored["mean"], stored["protocol"]
+        mean["psnr"], mean["ssim"]
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # cut short while it was written; `raymarch eval` makes it again
         return []
-    mean, protocol = stored["mean"], stored["protocol"]
     return [
         Metric(f"psnr_{poses}", f"PSNR, poses {poses}", mean["psnr"], protocol, "dB", digits=4),
         Metric(f"ssim_{poses}", f"SSIM, poses {poses}", mean["ssim"], "The same protocol", digits=4),
@@ -139,10 +149,9 @@ def _photo(run: OpenRun, i: int, camera: Cameras) -> Tensor | None:
 
 
 def _curves(run: Path) -> list[Section]:
-    log = run / "log.jsonl"
-    if not log.is_file():
+    rows = log_rows(run / LOG)
+    if not rows:
         return []
-    rows = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
     names = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in ("step", "seconds", "psnr")]
     series = []
     for name in names:

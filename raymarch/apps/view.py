@@ -8,6 +8,7 @@ checkpoints, from this process, so training waits for nobody.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ class Visitor:
     moved: float = 0.0  # when the eye last moved
     todo: list[float] = field(default_factory=list)  # pixel counts still to be drawn
     due: float = 0.0  # not to be drawn before
+    through: int | None = None  # the training view whose camera the eye is in
+    place: np.ndarray | None = None  # [3] where that is
 
 
 def open_viser() -> Any:
@@ -141,7 +144,9 @@ class Viewer:
         self.cameras.on_update(lambda _: self._do(self._frustums))
         self.finest = gui.add_slider("Finest side", 64, 2048, 32, self._rounded(self.stage.side))
         self.finest.on_update(lambda _: self._changed())
-        self.handles: list[Any] = []
+        self.handles: dict[int, Any] = {}  # frustums by training view
+        poses = scene.train_cameras().camera_to_worlds.double().cpu()
+        self.reach = 0.04 * float((poses[:, :, 3] - focus(poses)).norm(dim=1).median())  # of a frustum
         self._tell(None)
 
     @staticmethod
@@ -152,16 +157,15 @@ class Viewer:
         return upward(self.stage.scene.train_cameras().camera_to_worlds.double().cpu()).numpy()
 
     def _frustums(self) -> None:
-        """Training cameras where refinement has put them, clickable."""
-        for handle in self.handles:
+        """Training cameras where refinement has put them, clickable; not those that somebody is in."""
+        for handle in self.handles.values():
             handle.remove()
-        self.handles = []
+        self.handles = {}
         if not self.cameras.value:
             return
         scene = self.stage.scene
         cameras = scene.train_cameras()
         poses = cameras.camera_to_worlds.double().cpu()
-        size = 0.04 * float((poses[:, :, 3] - focus(poses)).norm(dim=1).median())
         count = len(scene.train)
         for i in sorted(
             {k * count // FRUSTUMS for k in range(FRUSTUMS)} if count > FRUSTUMS else range(count)
@@ -169,11 +173,19 @@ class Viewer:
             fov, aspect = frustum_of(cameras, i)
             rotation = poses[i, :, :3].numpy() @ OPENGL
             handle = self.server.scene.add_camera_frustum(
-                f"/cameras/{i:04d}", fov=fov, aspect=aspect, scale=size, color=(240, 160, 60),
+                f"/cameras/{i:04d}", fov=fov, aspect=aspect, scale=self.reach, color=(240, 160, 60),
                 wxyz=quaternion(rotation), position=tuple(poses[i, :, 3].tolist()),
             )  # fmt: skip
             handle.on_click(lambda event, i=i: self._jump(event.client, i))
-            self.handles.append(handle)
+            self.handles[i] = handle
+        self._hide()
+
+    def _hide(self) -> None:
+        """Leave out the frustums that somebody looks through: their lines would frame the picture."""
+        inside = {visitor.through for visitor in self.visitors.values()}
+        for i, handle in self.handles.items():
+            if handle.visible == (i in inside):
+                handle.visible = i not in inside
 
     def _jump(self, client: Any, i: int) -> None:
         """Put a browser's eye into training view i."""
@@ -184,6 +196,10 @@ class Viewer:
         centre = focus(cameras.camera_to_worlds.double().cpu()).numpy()
         ahead = -pose[:, 2]
         distance = max(float((centre - pose[:, 3]) @ ahead), 0.1)
+        visitor = self.visitors.get(client.client_id)
+        if visitor is not None:
+            visitor.through, visitor.place = i, pose[:, 3]
+            self._do(self._hide)
         with client.atomic():
             client.camera.fov = frustum_of(cameras, i)[0]
             client.camera.up_direction = pose[:, 1]
@@ -220,10 +236,17 @@ class Viewer:
         """An eye moved."""
         aspect = camera.aspect if math.isfinite(camera.aspect) and camera.aspect > 0 else 1.0
         eye = eye_of(camera.position, rotation_of(camera.wxyz), camera.fov, aspect)
+        if visitor.place is not None and self._away(eye, visitor.place):
+            visitor.through, visitor.place = None, None
+            self._do(self._hide)
         with self.wake:
             visitor.eye, visitor.moved = eye, time.monotonic()
             visitor.todo, visitor.due = list(self.stage.finer(eye, moving=True)), 0.0
             self.wake.notify()
+
+    def _away(self, eye: Eye, place: np.ndarray) -> bool:
+        """Whether an eye has left the training view at a place."""
+        return float(np.linalg.norm(eye.camera_to_world[:, 3] - place)) > 0.25 * self.reach
 
     def _changed(self, delay: float = 0.0) -> None:
         """Something other than an eye changed: everybody gets new pictures, coarse to fine."""
@@ -348,7 +371,9 @@ def view_run(
     weights: str | None,
     device: str,
 ) -> None:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C, at a low priority: a training on the same cores goes first."""
+    if hasattr(os, "nice"):
+        os.nice(10)
     viewer = Viewer(run, port, side, follow, embeddings, weights, device)
     print(f"{viewer.address} (Ctrl-C ends)", flush=True)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from raymarch.features.pca import apply
 from raymarch.model.frames import FrameRenderer, Settings
 from raymarch.train.colours import stored_pca
 from raymarch.train.runs import OpenRun, smaller, subset
+from raymarch.train.trainer import log_rows
 
 VIEWS = {"cuda": 4, "cpu": 2}
 SIDES = {"cuda": 320, "cpu": 112}  # pixels of the longer side
@@ -57,15 +57,8 @@ def view_sections(run: OpenRun) -> list[Section]:
 
 def progress_sections(run: Path) -> list[Section]:
     """One held-out view over training, and its PSNR."""
-    file = run / LOG
-    if not file.is_file():
-        return []
-    rows = {}
-    for line in file.read_text("utf-8").splitlines():
-        if line.endswith("}"):
-            row = json.loads(line)
-            rows[row["step"]] = row  # a resumed run may have looked twice
-    listed = [rows[step] for step in sorted(rows) if (run / rows[step]["file"]).is_file()]
+    rows = {row["step"]: row for row in log_rows(run / LOG)}  # a resumed run may have looked twice
+    listed = [rows[step] for step in sorted(rows) if (run / str(rows[step].get("file"))).is_file()]
     chosen = (
         listed
         if len(listed) <= STAGES

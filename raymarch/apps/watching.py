@@ -17,7 +17,8 @@ from raymarch.apps.images import save_rgb
 from raymarch.config import ConfigError
 from raymarch.data.error import SceneError
 from raymarch.data.images import read_photo
-from raymarch.model.frames import FrameRenderer, Settings
+from raymarch.data.scene import Scene
+from raymarch.model.frames import FrameRenderer, OutOfMemory, Settings
 from raymarch.train.evaluate import over_background
 from raymarch.train.metrics import psnr
 from raymarch.train.runs import CAMERA_FIELDS, smaller, subset
@@ -43,14 +44,29 @@ def photo_of(meta: dict[str, Any], index: int, width: int, height: int) -> Tenso
     return small[0].permute(1, 2, 0)
 
 
+def kept_of(scene: Scene | None, index: int, width: int, height: int) -> Tensor | None:
+    """Pixels [height, width] bool of photo `index`, averaged down, of which a mask ignores nothing.
+
+    None without a mask, and where it leaves none.
+    """
+    mask = None if scene is None or scene.masks is None else scene.masks[index]
+    if mask is None:
+        return None
+    share = torch.nn.functional.adaptive_avg_pool2d(mask.float()[None, None], (height, width))[0, 0]
+    keep = share > 0.999
+    return keep if bool(keep.any()) else None
+
+
 class Watcher:
-    """Call it with every progress report of a trainer; close it at the end.
+    """Call it with every progress report of a trainer; let it look once more at the end, and close it.
 
     every: steps between held-out renderings, 0 for none. tensorboard: also write RUN/tensorboard. ConfigError
-    where that is not installed.
+    where that is not installed. scene: where its masks are; pixels that they ignore are not judged.
     """
 
-    def __init__(self, trainer: Trainer, every: int = 2000, tensorboard: bool = False):
+    def __init__(
+        self, trainer: Trainer, every: int = 2000, tensorboard: bool = False, scene: Scene | None = None
+    ):
         if every < 0:
             raise ConfigError(f"--look-every: expected a number of steps, or 0 for never, got {every}")
         self.trainer, self.every = trainer, every
@@ -66,6 +82,7 @@ class Watcher:
             self.camera = smaller(camera, SIDES[trainer.device.type])
             width, height = (int(v) for v in self.camera.size[0])
             self.truth = photo_of(meta, self.index, width, height)
+            self.keep = kept_of(scene, self.index, width, height)
             self.frames = FrameRenderer(trainer.model, Settings(graph=False))
 
     def __call__(self, progress: Progress) -> None:
@@ -82,7 +99,17 @@ class Watcher:
         self.last = progress.step
 
     def look(self) -> None:
-        """Render the held-out view, keep it, and log how good it is where the photo can be read."""
+        """Render the held-out view, keep it, and log how good it is where the photo can be read.
+
+        Where there is no room for it, in memory or on disk, training goes on without.
+        """
+        try:
+            self._look()
+        except (OSError, OutOfMemory) as error:
+            self.index = None
+            self.trainer.notes.append(f"the held-out view is not looked at any more: {error}")
+
+    def _look(self) -> None:
         run, step = self.trainer.run, self.trainer.step
         assert run is not None and self.index is not None
         picture = self.frames.render(self.camera, 0, frozenset({"rgb"}))["rgb"].cpu()
@@ -92,7 +119,9 @@ class Watcher:
         row: dict[str, Any] = {"step": step, "photo": self.trainer.scene_meta["names"][self.index]}
         row |= {"file": f"{FOLDER}/{file.name}", "size": [int(v) for v in self.camera.size[0]]}
         if self.truth is not None:
-            row["psnr"] = float(psnr(picture, self.truth))
+            row["psnr"] = float(psnr(picture, self.truth, keep=self.keep))
+            if self.keep is not None:
+                row["kept"] = float(self.keep.float().mean())
         with open(run / LOG, "a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
         if self.writer is not None:
@@ -100,11 +129,14 @@ class Watcher:
             if "psnr" in row:
                 self.writer.add_scalar("psnr/held_out", row["psnr"], step)
 
-    def close(self) -> None:
-        """Look once more, if steps were done since, and end the logs."""
+    def look_last(self) -> None:
+        """Look once more at the end, if steps were done since."""
         step = self.trainer.step
         if self.index is not None and step and not self._looked(step):
             self.look()
+
+    def close(self) -> None:
+        """End the logs."""
         if self.writer is not None:
             self.writer.close()
 

@@ -201,7 +201,7 @@ def _tensor(path: Path, name: str, entry: Any, whole: np.ndarray, begin: int) ->
     except (KeyError, TypeError, ValueError):
         raise SceneError(f"feature file {path}: the entry {name!r} of its header makes no sense") from None
     if kind not in kinds:
-        raise SceneError(f"feature file {path}: {name!r} is of type {kind}, expected {', '.join(DTYPES)}")
+        raise SceneError(f"feature file {path}: {name!r} is of type {kind!r}, expected {', '.join(DTYPES)}")
     bytes_ = math.prod(shape) * kinds[kind].itemsize
     if not fits or last - first != bytes_:
         raise SceneError(f"feature file {path}: the entry {name!r} of its header makes no sense")

@@ -201,7 +201,7 @@ def _open(path: Path, decode: bool = True) -> tuple[Image.Image, bool]:
             turned = image.getexif().get(EXIF_ORIENTATION, 1) not in (0, 1)
         return image, turned
     except Exception as error:  # broken files make decoders raise SyntaxError, struct.error, zlib.error ...
-        reason = str(error) if isinstance(error, OSError) and error.errno is None else repr(error)
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else repr(error)
         if "cannot identify image file" in reason:
             reason = f"empty, truncated or not one of {', '.join(FORMATS)}"
         raise SceneError(f"{path} cannot be read as an image: {reason}") from None

@@ -279,7 +279,7 @@ def _side(meta: dict, key: str, path: Path) -> int:
 def _matrix(value: object, name: str) -> np.ndarray:
     try:
         matrix = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         matrix = np.zeros(0)
     if matrix.size not in (12, 16):
         raise SceneError(f"{name} has no camera_to_world of 16 numbers, row by row")

@@ -47,8 +47,17 @@ def write_ply(
 
 
 def read_ply(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """What `write_ply` wrote: columns by name, and faces [F, 3] or None. ValueError for other layouts."""
+    """What `write_ply` wrote: columns by name, and faces [F, 3] or None. ValueError for anything else."""
     body = path.read_bytes()
+    try:
+        return _parsed(body, path)
+    except (KeyError, IndexError, TypeError, OverflowError, ValueError) as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} is no PLY file as raymarch writes them: {error!r}") from None
+
+
+def _parsed(body: bytes, path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     head, found, rest = body.partition(b"end_header\n")
     lines = head.decode("ascii", "replace").splitlines()
     if not found or lines[:2] != ["ply", "format binary_little_endian 1.0"]:
@@ -58,6 +67,8 @@ def read_ply(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     counts = {"vertex": 0, "face": -1}
     for line in lines[2:]:
         words = line.split()
+        if words[0] == "element" and int(words[2]) < 0:
+            raise ValueError(f"{path} has a negative count of {words[1]}")
         if words[0] == "element":
             counts[words[1]] = int(words[2])
         elif words[0] == "property" and words[1] != "list":

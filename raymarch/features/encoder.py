@@ -190,6 +190,11 @@ def open_recorded(
         raise EncoderError("these features were not made by `raymarch extract`: open their encoder yourself")
     options = {k: recipe[k] for k in ("size", "fit", "facet", "stride") if k in recipe}
     place = weights or recipe["weights"]
+    if weights is None and Path(place).is_absolute() and not Path(place).exists():
+        raise EncoderError(
+            f"the weights that the features were made with lay at {place}, where nothing is now: say where "
+            "they are with --weights"
+        )
     found = open_encoder(recipe["encoder"], recipe["model"], place, device, **options)
     if found.recipe["weights_sha256"] != recipe["weights_sha256"]:
         raise EncoderError(

@@ -68,6 +68,8 @@ def _safetensors(path: Path) -> dict[str, Any]:
 def _checked(found: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     vectors = {}
     for name, value in found.items():
+        if not isinstance(value, Tensor) and value.dtype.kind not in "fiu":
+            raise WordsError(f"{path}: {name!r} should be one vector of numbers, not of {value.dtype}")
         vector = torch.as_tensor(value).float().reshape(-1)
         if len(vector) != max(value.shape, default=0) or not vector.isfinite().all() or not vector.any():
             shape = list(value.shape)

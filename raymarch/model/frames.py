@@ -34,6 +34,13 @@ class OutOfMemory(RuntimeError):
     """A frame does not fit; the message names what to lower."""
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error is about memory: torch's on a GPU, Python's own, or torch's allocator on a CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 @dataclass(frozen=True)
 class Settings:
     """How frames are rendered, whatever they show."""
@@ -99,22 +106,31 @@ class FrameRenderer:
             if mode == "reduced":
                 self._bake(was_training)
             self._refresh_tables()
-            try:
-                return self._frame(cameras, camera, heads, mode, embeddings, rays)
-            except torch.OutOfMemoryError:
-                pass  # outside the handler, so that the failed frame's memory is free
-            self.forget()
-            try:
-                return self._frame(cameras, camera, heads, mode, embeddings, max(TILE, rays // 4))
-            except torch.OutOfMemoryError:
+            fewer = max(TILE, rays // 4)
+            found = self._tried(cameras, camera, heads, mode, embeddings, rays)
+            if found is None:  # outside the handler, so that the failed frame's memory is free
                 self.forget()
+                found = self._tried(cameras, camera, heads, mode, embeddings, fewer)
+            if found is None:
+                self.forget()
+                where = "GPU memory" if device.type == "cuda" else "memory"
                 raise OutOfMemory(
-                    f"neither {rays} nor {max(TILE, rays // 4)} rays in flight fit into GPU memory: render "
-                    "fewer heads or a smaller image, lower model.sampler.samples, or free memory on the GPU"
-                ) from None
+                    f"neither {rays} nor {fewer} rays in flight fit into {where}: render fewer heads or a "
+                    f"smaller image, lower model.sampler.samples, or free some {where}"
+                )
+            return found
         finally:
             torch.set_num_threads(threads)
             self.model.train(was_training) if was_training else None
+
+    def _tried(self, *what: Any) -> dict[str, Tensor] | None:
+        """The frame, or None where memory ran out."""
+        try:
+            return self._frame(*what)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            return None
 
     def forget(self) -> None:
         """Give captured chunks and the baked grid's memory back."""

@@ -33,8 +33,8 @@ def cpu_seconds(
     return pick(laps)
 
 
-def cuda_seconds(calls: Calls, rounds: int = ROUNDS) -> float:
-    """Median over graph replays, per call."""
+def cuda_laps(calls: Calls, rounds: int = ROUNDS) -> list[float]:
+    """Seconds per call, of each replay of a graph of the calls."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -53,7 +53,12 @@ def cuda_seconds(calls: Calls, rounds: int = ROUNDS) -> float:
         end.record()
         torch.cuda.synchronize()
         laps.append(begin.elapsed_time(end) / 1e3 / len(calls))
-    return statistics.median(laps)
+    return laps
+
+
+def cuda_seconds(calls: Calls, rounds: int = ROUNDS) -> float:
+    """Median over graph replays, per call."""
+    return statistics.median(cuda_laps(calls, rounds))
 
 
 def seconds(calls: Calls, device: torch.device, rounds: int = ROUNDS) -> float:

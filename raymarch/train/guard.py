@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raymarch.data.alignment import align
 from raymarch.data.pixels import Source
-from raymarch.train.trainer import Trainer
+from raymarch.train.trainer import Trainer, TrainingError
 from raymarch.types import Cameras
 
 RAYS = 16384  # of held-out photos, the same for both
@@ -45,7 +45,8 @@ def guard(trainer: Trainer, held_out: Source, steps: int) -> Verdict:
     Without: every adjustment is set to the identity and stays there while the fields learn on. Both are
     judged on the same pixels of `held_out`, its cameras moved as the training cameras went together. Where
     poses as given win, the trainer's poses are braked for good (`Trainer.brake`), else the refined
-    continuation is what stays. Neither is logged. ValueError for a model that refines no poses, or where
+    continuation is what stays. Neither is logged. Whatever interrupts this leaves the trainer where it began.
+    ValueError for a model that refines no poses, or where
     fewer than `steps` are left.
     """
     if trainer.model.poses.adjustment is None:
@@ -56,17 +57,24 @@ def guard(trainer: Trainer, held_out: Source, steps: int) -> Verdict:
             f"guard: steps is {steps}, expected 1 to the {trainer.config.steps - trainer.step} that are left"
         )
     begin, was, run, trainer.run = _copy(trainer), trainer.step, trainer.run, None
-    _go(trainer, end)
-    refined, after = score(trainer, held_out), _copy(trainer)
-    _put(trainer, begin, was)
-    with torch.no_grad():
-        trainer.model.poses.adjustment.zero_()
-    trainer.brake.zero_()
-    _go(trainer, end)
-    verdict = Verdict(end, refined, score(trainer, held_out))
+    try:
+        _go(trainer, end)
+        refined, after = score(trainer, held_out), _copy(trainer)
+        _put(trainer, begin, was)
+        with torch.no_grad():
+            trainer.model.poses.adjustment.zero_()
+        trainer.brake.zero_()
+        _go(trainer, end)
+        verdict = Verdict(end, refined, score(trainer, held_out))
+    except BaseException as error:  # what was tried is no state to save: back to where it began
+        _put(trainer, begin, was)
+        trainer.run = run
+        if isinstance(error, TrainingError):
+            trainer.save()
+        raise
+    trainer.run = run
     if verdict.kept:
         _put(trainer, after, end)
-    trainer.run = run
     return verdict
 
 

@@ -8,16 +8,24 @@ what each held-out pose lacks on its own, without ever judging pixels that the p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from raymarch.data.alignment import Alignment, align, rotation_angle
-from raymarch.train.evaluate import IMAGE_HEADS, PROTOCOL, ImageMetrics, over_background, render_image
+from raymarch.train.evaluate import (
+    IMAGE_HEADS,
+    MASKED,
+    PROTOCOL,
+    ImageMetrics,
+    judged,
+    over_background,
+    render_image,
+)
 from raymarch.train.localize import Level, LocalizeConfig, Localizer
-from raymarch.train.metrics import psnr, ssim, ssim_protocol
+from raymarch.train.metrics import ssim_protocol
 from raymarch.train.runs import OpenRun, subset
 from raymarch.types import Cameras
 
@@ -26,7 +34,9 @@ REFINE = LocalizeConfig(
     rounds=0, levels=(Level(96, 96, 1.0, 1, 8), Level(192, 384, 0.7, 1, 8), Level(256, 1024, 0.5, 1, 10))
 )
 BOARD = 8  # squares along each side of a photo, light and dark
-_REST = "mean appearance code, PSNR with data range 1 averaged over images; " + ssim_protocol()
+_REST = (
+    "mean appearance code, PSNR with data range 1 averaged over images; " + ssim_protocol() + "; " + MASKED
+)
 PROTOCOLS = {
     "none": PROTOCOL,
     "align": "held-out photos at the size given, poses moved by the similarity that takes the training poses "
@@ -78,28 +88,39 @@ def chequered(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def evaluate_refined(
-    run: OpenRun, images: list[Tensor], names: list[str], background: str = "black"
+    run: OpenRun,
+    images: list[Tensor],
+    names: list[str],
+    background: str = "black",
+    masks: Sequence[Tensor | None] | None = None,
 ) -> Iterator[tuple[ImageMetrics, dict[str, Tensor], Refined]]:
-    """Metrics, rendering and correction of each held-out photo, by the protocol PROTOCOLS["refine"]."""
+    """Metrics, rendering and correction of each held-out photo, by the protocol PROTOCOLS["refine"].
+
+    Pixels that `masks` ignore (False in [h, w]) are neither judged nor fitted to.
+    """
     cameras = aligned_cameras(run)
     localizer = Localizer(run, REFINE)
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
         truth = over_background(image.to(run.device), background)
-        frame, refined = _swapped(localizer, subset(cameras, (i,), run.device), truth)
-        row = ImageMetrics(name, float(psnr(frame["rgb"], truth)), float(ssim(frame["rgb"], truth)))
-        yield row, frame, refined
+        keep = masks[i].to(run.device) if masks is not None and masks[i] is not None else None  # type: ignore[union-attr]
+        frame, refined = _swapped(localizer, subset(cameras, (i,), run.device), truth, keep)
+        yield judged(name, frame["rgb"], truth, keep), frame, refined
 
 
-def _swapped(localizer: Localizer, camera: Cameras, truth: Tensor) -> tuple[dict[str, Tensor], Refined]:
+def _swapped(
+    localizer: Localizer, camera: Cameras, truth: Tensor, keep: Tensor | None
+) -> tuple[dict[str, Tensor], Refined]:
     """The dark squares of the photo from the pose that was found on the light ones, and the other way."""
     run = localizer.run
     dark = chequered(truth.shape[0], truth.shape[1], run.device)
     start = run.world_from_scene.apply_poses(camera.camera_to_worlds.cpu().double())
     frames, degrees, moved, good = [], 0.0, 0.0, 0
     for squares in (~dark, dark):
-        found = localizer(truth, camera, start, overlay=False, keep=squares)
-        frames.append(render_image(run.model, found.camera if found.converged else camera, 0, IMAGE_HEADS))
-        if found.converged:
+        fitted = squares if keep is None else squares & keep
+        found = localizer(truth, camera, start, overlay=False, keep=fitted) if bool(fitted.any()) else None
+        at = found.camera if found is not None and found.converged else camera
+        frames.append(render_image(run.model, at, 0, IMAGE_HEADS))
+        if found is not None and found.converged:
             world = found.camera_to_world
             good += 1
             degrees += math.degrees(float(rotation_angle(start[0, :, :3].T @ world[:, :3]))) / 2

@@ -26,23 +26,35 @@ SSIM_RADIUS = 5
 SSIM_K = (0.01, 0.03)
 
 
-def psnr(pred: Tensor, truth: Tensor, data_range: float = 1.0) -> Tensor:
+def psnr(pred: Tensor, truth: Tensor, data_range: float = 1.0, keep: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio in dB, a scalar: 10 log10(data_range^2 / mean squared error); equal: inf.
 
-    pred and truth of one shape. ValueError if the shapes differ.
+    pred and truth of one shape. keep [h, w] bool: the pixels that count (default: all); NaN where it keeps
+    none. ValueError if the shapes differ.
     """
     _same_shape("psnr", pred, truth)
+    if keep is not None:
+        _fits("psnr", keep, pred)
+        pred, truth = pred[keep], truth[keep]
     return 10 * (data_range**2 / F.mse_loss(pred.float(), truth.float())).log10()
 
 
-def ssim(pred: Tensor, truth: Tensor, data_range: float = 1.0, protocol: str = "raymarch") -> Tensor:
+def ssim(
+    pred: Tensor,
+    truth: Tensor,
+    data_range: float = 1.0,
+    protocol: str = "raymarch",
+    keep: Tensor | None = None,
+) -> Tensor:
     """Structural similarity, a scalar; 1 for equal images.
 
     pred and truth [h, w, channels], at least 6 pixels each way. A Gaussian window of 11 x 11 pixels (sigma
     1.5) over images padded by reflection, K1 = 0.01, K2 = 0.03, the mean over pixels and channels (Wang et
     al. 2004), in double. `protocol`: raymarch; torchmetrics (1.9, with data_range=None), which takes the
     larger range of the two images for data_range; torchmetrics_1.2, which also leaves the border of 5 pixels
-    out of the mean and then needs 11 pixels. ValueError for other shapes and protocols.
+    out of the mean and then needs 11 pixels. keep [h, w] bool: the pixels that count (default: all). Others
+    are left out of the mean and of every window, whose weights are scaled to sum to one again; NaN where
+    none is kept. ValueError for other shapes and protocols.
     """
     if protocol not in SSIM_PROTOCOLS:
         raise ValueError(f"ssim: protocol is {protocol!r}, expected one of {', '.join(SSIM_PROTOCOLS)}")
@@ -54,17 +66,24 @@ def ssim(pred: Tensor, truth: Tensor, data_range: float = 1.0, protocol: str = "
             f"ssim: pred is {tuple(pred.shape)}, expected [h, w, channels], at least {least} pixels each way"
         )
     a, b = pred.double().permute(2, 0, 1), truth.double().permute(2, 0, 1)  # variances cancel in float32
+    if keep is not None:
+        _fits("ssim", keep, pred)
+        a, b = a * keep, b * keep
     peak = torch.maximum(a.max() - a.min(), b.max() - b.min()) if how.own_range else data_range
     c1, c2 = (SSIM_K[0] * peak) ** 2, (SSIM_K[1] * peak) ** 2
-    mean_a, mean_b, aa, bb, ab = _windowed(torch.stack([a, b, a * a, b * b, a * b]))
+    means = _windowed(torch.stack([a, b, a * a, b * b, a * b]))
+    if keep is not None:
+        means = means / _windowed(keep.double()[None, None])
+    mean_a, mean_b, aa, bb, ab = means
     var_a, var_b, cov = aa - mean_a.square(), bb - mean_b.square(), ab - mean_a * mean_b
     if how.clamp:
         var_a, var_b = var_a.clamp_min(0), var_b.clamp_min(0)
     alike = (2 * mean_a * mean_b + c1) / (mean_a.square() + mean_b.square() + c1)
     alike = alike * (2 * cov + c2) / (var_a + var_b + c2)
     if how.crop:
-        alike = alike[..., SSIM_RADIUS:-SSIM_RADIUS, SSIM_RADIUS:-SSIM_RADIUS]
-    return alike.mean()
+        inner = (..., slice(SSIM_RADIUS, -SSIM_RADIUS), slice(SSIM_RADIUS, -SSIM_RADIUS))
+        alike, keep = alike[inner], None if keep is None else keep[inner]
+    return alike.mean() if keep is None else alike[:, keep].mean()
 
 
 def ssim_protocol() -> str:
@@ -93,6 +112,13 @@ def depth_error(pred: Tensor, truth: Tensor) -> Tensor:
 def _same_shape(metric: str, a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{metric}: shapes are {tuple(a.shape)} and {tuple(b.shape)}, expected the same")
+
+
+def _fits(metric: str, keep: Tensor, image: Tensor) -> None:
+    if keep.dtype != torch.bool or keep.shape != image.shape[:2]:
+        raise ValueError(
+            f"{metric}: keep is {keep.dtype} {tuple(keep.shape)}, expected bool {tuple(image.shape[:2])}"
+        )
 
 
 def _windowed(images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymarch.config import Config, ConfigError, from_dict, to_dict
+from raymarch.config import Config, ConfigError, from_dict, override, to_dict
+from raymarch.data.atomic import write_text
 from raymarch.data.maps import FeatureMaps
 from raymarch.data.pixels import Source
 from raymarch.data.scene import Scene, load
@@ -18,9 +20,11 @@ from raymarch.data.similarity import Similarity
 from raymarch.data.window import pixel_source
 from raymarch.model import Model
 from raymarch.train import checkpoint
+from raymarch.train.claim import CONFIG, check_vacant, claim
 from raymarch.train.guard import guard
 from raymarch.train.refinable import check_refinable
-from raymarch.train.trainer import Trainer, load_model
+from raymarch.train.settings import as_config_error, check_settings
+from raymarch.train.trainer import LOG, Trainer, load_model
 from raymarch.types import Cameras
 
 
@@ -112,25 +116,41 @@ def fitted(config: Config, scene: Scene) -> Config:
 def start(
     scene: Scene,
     config: Config,
-    run: Path | None = None,
+    run: str | Path | None = None,
     device: str | torch.device = "auto",
     source: dict[str, Any] | None = None,
 ) -> Trainer:
-    """A trainer for a scene from step 0. `source` says how to load the scene again, for `resume`."""
+    """A trainer for a scene from step 0, which keeps its log and checkpoints in the folder `run`, if given.
+
+    `source` says how to load the scene again, for `resume`. ConfigError where a setting makes no sense, where
+    the folder holds something else or is being trained, or the scene lacks what the config needs.
+    """
+    run = None if run is None else Path(run)
     where = device if isinstance(device, torch.device) else pick_device(device)
     config = fitted(config, scene)
+    check_settings(config)
     if run is not None:
-        if checkpoint.saved(run):
-            raise ConfigError(f"{run} already holds a run; `raymarch resume {run}` continues it")
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(to_dict(config), indent=1))
+        check_vacant(run)
     torch.manual_seed(config.train.trainer.seed)
-    model = Model(config.model, len(scene.train)).to(where)
-    pixels = photos_of(scene, config, where)
-    check_refinable(model, pixels.cameras, scene)
-    model.poses.precondition(pixels.cameras)
+    with as_config_error("model"):
+        model = Model(config.model, len(scene.train)).to(where)
+        pixels = photos_of(scene, config, where)
+        check_refinable(model, pixels.cameras, scene)
+        model.poses.precondition(pixels.cameras)
     meta, tensors = record(scene, source)
-    return guarded(Trainer(model, pixels, config, run, meta, tensors), scene)
+    trainer = guarded(Trainer(model, pixels, config, run, meta, tensors), scene)
+    if run is not None:
+        begin(trainer, run)
+    return trainer
+
+
+def begin(trainer: Trainer, run: Path) -> None:
+    """Make the run folder this trainer's: nobody else's meanwhile, with its settings and an empty log."""
+    run.mkdir(parents=True, exist_ok=True)
+    trainer.claim = claim(run)
+    check_vacant(run)  # another process may have trained here since
+    (run / LOG).unlink(missing_ok=True)
+    write_text(run / CONFIG, json.dumps(to_dict(trainer.full_config), indent=1))
 
 
 def guarded(trainer: Trainer, scene: Scene) -> Trainer:
@@ -170,28 +190,100 @@ def resume(
     device: str = "auto",
     scene: Scene | None = None,
     steps: int | None = None,
+    settings: Sequence[str] = (),
+    data: Path | None = None,
     backend: str | None = None,
+    only_look: bool = False,
 ) -> Trainer:
     """The trainer of an interrupted run, exactly where its newest checkpoint left it.
 
-    backend: native or tcnn; None is the one it was trained with.
+    steps: train up to this many. settings: what to change from here on, as train.trainer.rays=2048; only
+    those below `train`, since the model is what it is. data: where the scene's folder is now. backend: native
+    or tcnn; None is the one it was trained with. only_look: the trainer writes nothing, the folder may be
+    another process's, and the scene may be another.
+    CheckpointError, SceneError, and ConfigError for settings and scenes that do not fit the run.
     """
+    return resumed(run, device, scene, steps, settings, data, backend, only_look)[0]
+
+
+def resumed(
+    run: Path,
+    device: str = "auto",
+    scene: Scene | None = None,
+    steps: int | None = None,
+    settings: Sequence[str] = (),
+    data: Path | None = None,
+    backend: str | None = None,
+    only_look: bool = False,
+) -> tuple[Trainer, Scene]:
+    """What `resume` returns, and the scene that it trains on."""
     tensors, meta = checkpoint.newest(run)
-    config = from_dict(meta["config"])
+    checkpoint.check_whole(run, tensors, meta)
+    config = _changed(from_dict(meta["config"]), steps, settings)
     if backend is not None:
         config = under(backend, config)
-    if steps is not None:
-        until = replace(config.train.trainer, steps=steps)
-        config = replace(config, train=replace(config.train, trainer=until))
+    if config.train.trainer.steps < meta["step"]:
+        raise ConfigError(
+            f"{run} is at step {meta['step']} already, so it cannot be trained up to "
+            f"{config.train.trainer.steps}: ask for more steps, or leave --steps out"
+        )
+    check_settings(config)
+    held = None if only_look else claim(run)
     if scene is None:
-        scene = reload_scene(meta, run)
+        scene, meta = reload_scene(meta, run, data), _moved(meta, data)
+    if not only_look:
+        check_same(meta, tensors, scene, run)
     _check_features(config, scene, run)
     where = pick_device(device)
-    model = Model(config.model, meta["cameras"]).to(where)
+    with as_config_error("model"):
+        model = Model(config.model, meta["cameras"]).to(where)
     scene_tensors = {k.removeprefix("scene."): v for k, v in tensors.items() if k.startswith("scene.")}
-    trainer = Trainer(model, photos_of(scene, config, where), config, run, meta["scene"], scene_tensors)
+    pixels, kept = photos_of(scene, config, where), None if only_look else run
+    trainer = Trainer(model, pixels, config, kept, meta["scene"], scene_tensors)
+    trainer.claim = held
     trainer.restore(tensors, meta)
-    return guarded(trainer, scene)
+    trainer.notes += meta["problems"]
+    return guarded(trainer, scene), scene
+
+
+def _changed(config: Config, steps: int | None, settings: Sequence[str]) -> Config:
+    """The config with settings of the training changed."""
+    for assignment in settings:
+        if not assignment.startswith("train."):
+            raise ConfigError(
+                f"--set {assignment}: a run that was begun can change settings below train. only; "
+                "start another run with --out for the rest"
+            )
+        config = override(config, assignment)
+    return config if steps is None else override(config, f"train.trainer.steps={steps}")
+
+
+def _moved(meta: dict[str, Any], data: Path | None) -> dict[str, Any]:
+    """The header, naming the folder that the scene lies in now."""
+    scene = meta["scene"]
+    if data is None or scene["source"] is None:
+        return meta
+    return meta | {"scene": scene | {"source": scene["source"] | {"path": str(data.resolve())}}}
+
+
+def check_same(meta: dict[str, Any], tensors: dict[str, Tensor], scene: Scene, run: Path) -> None:
+    """ConfigError where a scene is no longer the one that a run was begun with."""
+    was = [meta["scene"]["names"][i] for i in meta["scene"]["train"]]
+    now = [scene.names[i] for i in scene.train]
+    if was != now:
+        gone, new = [x for x in was if x not in now], [x for x in now if x not in was]
+        which = f"{gone[0]} is gone" if gone else f"{new[0]} is new" if new else "their order is another"
+        raise ConfigError(
+            f"{run} was trained on {len(was)} photos, the scene has {len(now)} to train on now ({which}): "
+            "put back what it was, or start a new run with --out"
+        )
+    for name in ("camera_to_worlds", "intrinsics"):
+        before, after = tensors[f"scene.{name}"], getattr(scene.cameras, name)
+        if before.shape != after.shape or not torch.allclose(before, after, rtol=1e-4, atol=1e-4):
+            raise ConfigError(
+                f"{run} was trained with other {'poses' if 'world' in name else 'lenses'} than the scene has "
+                "now: put back what it was, or start a new run with --out"
+            )
 
 
 def _check_features(config: Config, scene: Scene, run: Path) -> None:
@@ -201,7 +293,8 @@ def _check_features(config: Config, scene: Scene, run: Path) -> None:
         return
     if scene.features is None:
         raise ConfigError(
-            f"{run} distils features, but the scene came without any; give them with --features"
+            f"{run} distils features, but the scene came without any: put the feature files back where they "
+            "were when it was begun"
         )
     heads = heads_of(scene.features)
     if (heads if wanted.heads else sum(width for _, width in heads)) != (wanted.heads or wanted.width):
@@ -213,14 +306,24 @@ def _check_features(config: Config, scene: Scene, run: Path) -> None:
         )
 
 
-def reload_scene(meta: dict[str, Any], run: Path) -> Scene:
-    """The scene a run was trained on, loaded the same way."""
-    source = meta["scene"]["source"]
+def reload_scene(meta: dict[str, Any], run: Path, data: Path | None = None) -> Scene:
+    """The scene a run was trained on, loaded the same way, from `data` if it has moved there."""
+    source = meta["scene"].get("source")
+    if source is None and data is None:
+        raise ConfigError(
+            f"{run} was trained from arrays, not from a folder: say with --data where its photos "
+            "are, or pass the scene from Python"
+        )
     if source is None:
-        raise ConfigError(f"{run} was trained from arrays, not from a folder; pass the scene to resume it")
+        source = {"path": str(data), "options": {}}
     from raymarch.train.refined import with_adjustments  # reads runs
 
-    return with_adjustments(load(Path(source["path"]), **source["options"]), source.get("adjustments"))
+    path = data or Path(source["path"])
+    if data is None and not path.exists():
+        raise ConfigError(
+            f"{run} was trained on {path}, which does not exist any more: say where it is now with --data"
+        )
+    return with_adjustments(load(path, **source["options"]), source.get("adjustments"))
 
 
 class OpenRun:
@@ -234,9 +337,11 @@ class OpenRun:
         tensors, meta = checkpoint.newest(run)
         where = pick_device(device)
         self.path, self.meta, self.device = run, meta, where
+        checkpoint.check_whole(run, tensors, meta)
         self.config = from_dict(meta["config"])
         self.step: int = meta["step"]
-        self.model = Model(under(backend, self.config).model, meta["cameras"]).to(where)
+        with as_config_error("model"):
+            self.model = Model(under(backend, self.config).model, meta["cameras"]).to(where)
         load_model(self.model, tensors)
         self.model.eval()
         scene = meta["scene"]

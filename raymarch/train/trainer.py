@@ -21,6 +21,7 @@ from torch import Tensor
 
 from raymarch.data.pixels import Source
 from raymarch.model import Model
+from raymarch.model.frames import ran_out
 from raymarch.model.fused import FusedPipeline, unsupported
 from raymarch.model.poses import detail_at
 from raymarch.model.sampler import anneal_at, updates_at
@@ -28,6 +29,7 @@ from raymarch.nn import HashGrid
 from raymarch.ops import find_non_finite
 from raymarch.ops.field_to_pixels import advance, loss_room, sum_losses
 from raymarch.train import checkpoint
+from raymarch.train.interrupt import Interrupts, kept_back
 from raymarch.train.optim import Adam, learning_rate
 
 
@@ -62,6 +64,33 @@ def one_torch_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+LOG = "log.jsonl"  # in the run folder: a line per look at the losses
+
+
+def log_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log; lines that a killed process left unfinished are passed over. [] without a file."""
+    found = []
+    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            found.append(row)
+    return found
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Forget the rows of steps that a run which was killed had done and not saved: it does them again."""
+    if not path.is_file():
+        return
+    text = "".join(json.dumps(row) + "\n" for row in log_rows(path) if row["step"] <= step)
+    if text != path.read_text("utf-8", "replace"):
+        draft = path.with_suffix(".partial")
+        draft.write_text(text, "utf-8")
+        draft.replace(path)
 
 
 class TrainingError(RuntimeError):
@@ -106,6 +135,8 @@ class Trainer:
         self.step = 0
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
         self._eager_steps = 0
+        self.interrupts = Interrupts()
+        self.claim: object = None  # keeps the run folder this process's; train/claim.py
         self._make_schedules()
         self._fused: FusedPipeline | None = None
         if self.config.fused and source.depth is None and unsupported(model) is None:
@@ -207,12 +238,12 @@ class Trainer:
         """A batch of steps, during which nothing but them changes the parameters."""
         if self.device.type != "cuda":
             with self.optim.keeping_copies():
-                while self.step < stop:
+                while self.step < stop and not self.interrupts.asked:
                     self._advance()
             return
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream), self.optim.keeping_copies():
-            while self.step < stop:
+            while self.step < stop and not self.interrupts.asked:
                 self._advance()
             self._stream.synchronize()
             self.optim.replayed()
@@ -229,22 +260,46 @@ class Trainer:
     def train(self, steps: int | None = None, on_progress: Callable[[Progress], None] | None = None) -> None:
         """Train up to `steps` (default: the config's). Saves at the end and every `save_every` steps.
 
-        KeyboardInterrupt saves and returns; TrainingError is raised where the loss stops being finite, after
-        the last good state was saved.
+        Ctrl-C or SIGTERM ends the step at hand, saves, and raises KeyboardInterrupt; a second one saves
+        nothing. TrainingError is raised where the loss stops being finite, after the last good state was
+        saved, and where memory runs out, with the checkpoints as they were.
         """
+        with kept_back(self.interrupts):
+            try:
+                self._train(steps, on_progress)
+            except KeyboardInterrupt:
+                if not self.interrupts.forced:
+                    self.save()
+                raise
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not ran_out(error):
+                    raise
+                raise TrainingError(self._out_of_memory()) from None
+            self.save()
+        if self.interrupts.asked:
+            raise KeyboardInterrupt
+
+    def _train(self, steps: int | None, on_progress: Callable[[Progress], None] | None) -> None:
         at = self.config.guard_at
         asked = self.judge is not None and self.step <= at and at > 0
-        try:
-            for stop in (at, steps) if asked else (steps,):
-                for progress in self.iterate(stop):
-                    if on_progress:
-                        on_progress(progress)
-                if asked and self.step == at and self.judge is not None:
-                    self.notes.append(str(self.judge()))
-        except KeyboardInterrupt:
-            self.save()
-            raise
-        self.save()
+        for stop in (at, steps) if asked else (steps,):
+            for progress in self.iterate(stop):
+                if on_progress:
+                    on_progress(progress)
+            if asked and self.step == at and self.judge is not None:
+                self.notes.append(str(self.judge()))
+
+    def _out_of_memory(self) -> str:
+        where = "GPU memory" if self.device.type == "cuda" else "memory"
+        words = (
+            f"out of {where} after step {self.step}: lower train.trainer.rays (now {self.config.rays}) or "
+            "downscale the photos"
+        )
+        files = checkpoint.saved(self.run) if self.run is not None else []
+        if not files:
+            return f"{words}; nothing had been saved yet"
+        fewer = f"`raymarch resume {self.run} --set train.trainer.rays={max(self.config.rays // 2, 1)}`"
+        return f"{words}; {files[0]} is intact, {fewer} goes on from there"
 
     def iterate(self, steps: int | None = None) -> Iterator[Progress]:
         """Train, yielding every `log_every` steps."""
@@ -259,10 +314,13 @@ class Trainer:
     def _iterate(self, end: int) -> Iterator[Progress]:
         began = time.perf_counter()
         while self.step < end:
-            stop = min(end, self.step + self.config.log_every - self.step % self.config.log_every)
+            often = self.config.log_every, self.config.save_every
+            stop = min(end, *(self.step + every - self.step % every for every in often))
             self._advance_to(stop)
             now = time.perf_counter()
             self.seconds, began = self.seconds + now - began, now
+            if self.interrupts.asked:
+                raise KeyboardInterrupt
             yield self._look()
             began = time.perf_counter()
             if self.step % self.config.save_every == 0 and self.step < end:
@@ -278,7 +336,7 @@ class Trainer:
         progress = Progress(self.step, terms, psnr, self.seconds)
         if self.run is not None:
             self.run.mkdir(parents=True, exist_ok=True)
-            with open(self.run / "log.jsonl", "a") as file:
+            with open(self.run / LOG, "a", encoding="utf-8") as file:
                 row = {"step": self.step, "seconds": round(self.seconds, 3), "psnr": psnr, **terms}
                 file.write(json.dumps(row) + "\n")
         return progress
@@ -291,11 +349,13 @@ class Trainer:
         self.source.prepare(bad)
         culprit = find_non_finite(lambda: self._one_step(bool(self._updates[bad])))
         self.counter[1] = bad
-        self.save()
+        file = self.save(self.config.keep + 1)  # one more: the state may be beyond help
         broken = ", ".join(name for name, value in terms.items() if not math.isfinite(value)) or "total"
         raise TrainingError(
             f"the loss ({broken}) became non-finite at step {bad}; the first op with a non-finite result was "
-            f"{culprit}. The state before that step is saved; lower the learning rate and resume."
+            f"{culprit}. The state before that step is saved; lower the learning rate and resume: "
+            f"`raymarch resume {self.run or 'RUN'} --set train.optim.fields.lr=...`"
+            + (f"; if that stops again, remove {file} to go back to the checkpoint before" if file else "")
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -304,8 +364,8 @@ class Trainer:
         found |= {f"scene.{k}": v for k, v in self.scene_tensors.items()}
         return found | {"counter": self.counter, "brake": self.brake}
 
-    def save(self) -> Path | None:
-        """Write a checkpoint of this step into the run folder."""
+    def save(self, keep: int | None = None) -> Path | None:
+        """Write a checkpoint of this step into the run folder, and keep so many (default: the config's)."""
         if self.run is None:
             return None
         from raymarch.config import to_dict  # config nests this module's config
@@ -319,19 +379,27 @@ class Trainer:
             "scene": self.scene_meta,
         }
         checkpoint.write(path, self.state(), meta)
-        checkpoint.prune(self.run, self.config.keep)
+        checkpoint.prune(self.run, keep or self.config.keep, self.step)
         return path
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Continue from a checkpoint as if training had not stopped."""
         load_model(self.model, tensors)
         optim = {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
+        lacking = [name for name in self.optim.state() if name not in optim]
+        if lacking or "counter" not in tensors:
+            raise checkpoint.CheckpointError(
+                f"the checkpoint lacks {lacking[0] if lacking else 'counter'}, so training cannot go on from "
+                "it; it can still be rendered"
+            )
         self.optim.load(optim)
         self.counter.copy_(tensors["counter"])
         if "brake" in tensors:
             self.brake.copy_(tensors["brake"])
         self.continue_at(meta["step"])
         self.seconds = meta["seconds"]
+        if self.run is not None:
+            trim_log(self.run / LOG, self.step)
 
     def continue_at(self, step: int) -> None:
         """Look up what the next step needs, after the state was set to that of `step`."""
