@@ -187,7 +187,7 @@ def test_faults_that_survive_lower_the_share(monkeypatch):
     rows = {f"k{i}": killed for i in range(18)}
     rows |= {"s": killed | {"result": "survived"}, "n": killed | {"result": "does not compile"}}
     assert mutants.summary(rows)["all"] | {"ok": 0} == {
-        "faults": 19, "killed": 18, "equivalent": 0, "survived": 1, "share_killed": 0.9474, "ok": 0
+        "faults": 19, "killed": 18, "by_tests_added_since": 0, "equivalent": 0, "survived": 1, "share_killed": 0.9474, "ok": 0
     }  # fmt: skip
     assert not mutants.summary(rows)["all"]["ok"]
     monkeypatch.setitem(EQUIVALENT, "s", "because")
