@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raymarch.ops import composite, interlevel, near_far, rays, sample_pdf, sample_spaced
-from raymarch.ops.rays_to_samples import cast_rays
+from raymarch.ops.rays_to_samples import cast_rays, refine
 from raymarch.ops.samples_to_field import normal_head
 from raymarch.types import LENSES
 
@@ -50,7 +50,7 @@ def test_a_direction_is_divided_by_no_less_than_four_roundings_of_a_double(devic
     arrays = [a.to(device) for a in (camera, xy, poses, *fixed)]
     arrays[2].requires_grad_()
     _, directions, _, norm, _ = rays(*arrays)
-    assert norm.item() == pytest.approx(8.881784e-16, rel=1e-5) and not directions.any()
+    assert norm.item() == pytest.approx(8.881784e-16, rel=1e-5, abs=0) and not directions.any()
     directions.sum().backward()
     assert not arrays[2].grad.any()
 
@@ -117,3 +117,14 @@ def test_the_search_behind_a_strong_lens_arrives(device):
     lens = (torch.tensor([[100.0, 100.0, 32.0, 24.0]]), k, torch.tensor([LENSES.index("fisheye624")]))
     _, directions, _, _, converged = rays(*(a.to(device) for a in (*arrays, *lens)))
     assert converged.item() and directions[0, 0].item() == pytest.approx(math.sin(0.2), rel=1e-5)
+
+
+def test_a_camera_at_rest_is_pulled_nowhere(device):
+    """A length of zero has no direction to shrink in."""
+    xi = torch.zeros(3, 6, device=device)
+    xi[1] = torch.tensor([0.3, 0.0, 0.0, 0.0, 0.4, 0.0])
+    xi.requires_grad_()
+    refine(xi, "SO3xR3", "exact", False, None, 1e-2, 1e-3)[1].sum().backward()
+    want = torch.zeros(3, 6)
+    want[1, 0], want[1, 4] = 1e-2 / 3, 1e-3 / 3
+    torch.testing.assert_close(xi.grad.cpu(), want)

@@ -17,8 +17,10 @@ from raymarch.apps.cli import main
 from raymarch.apps.profiling import Request, profile_run
 from raymarch.config import override, preset
 from raymarch.ops import _op
+from raymarch.profiling import kernels
 from raymarch.profiling.arithmetic import FLOPS
 from raymarch.profiling.counting import Work, torch_work, work
+from raymarch.profiling.kernel_names import resources
 from raymarch.profiling.kernels import kernel_rows
 from raymarch.profiling.launches import launches_of
 from raymarch.profiling.ranges import BY_NAME, PHASES, STAGES, listening, nvtx_ranges, place
@@ -288,7 +290,10 @@ def test_frames_and_single_ops(tmp_path):
     assert [r["op"] for r in rows] == ["proposal_backward"] and rows[0]["ms"] > 0
 
 
-def test_kernels_are_read_from_a_timeline_of_cupti():
+def test_kernels_are_read_from_a_timeline_of_cupti(monkeypatch):
+    # An installed package has no table of spills; the checkout that these tests are in has.
+    table = Path(__file__).parents[1] / "bench" / "resources.txt"
+    monkeypatch.setattr(kernels, "resources", lambda: resources(table))
     facts = {
         "registers per thread": 60,
         "block": [128, 1, 1],
@@ -316,6 +321,8 @@ def test_kernels_are_read_from_a_timeline_of_cupti():
     assert first.ms == pytest.approx(0.04) and first.share == pytest.approx(0.8)
     assert (first.registers, first.block, first.occupancy, first.spills) == (60, 128, 50, 0)
     assert second.kernel == "Memset (Device)" and second.registers is None
+    monkeypatch.setattr(kernels, "resources", dict)
+    assert kernel_rows(events, steps=2)[0].spills is None
 
 
 # ---- ranges ----

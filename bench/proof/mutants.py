@@ -332,6 +332,7 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         rows[header] = {
             "faults": len(counted),
             "killed": killed,
+            "by_tests_added_since": sum(r["result"] == "killed" and "again" in r for r in counted.values()),
             "equivalent": equivalent,
             "survived": survived,
             "share_killed": round(killed / real, 4) if real else 1.0,

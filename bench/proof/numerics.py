@@ -86,7 +86,18 @@ def mutants_table(found: dict[str, Any]) -> list[str]:
         )
     rows = read_mutants()
     survivors = [(key, row) for key, row in rows.items() if row["result"] == "survived"]
-    lines += ["", f"{_made(found['all'])}.", ""]
+    total = found["all"]
+    share = (total["killed"] - total["by_tests_added_since"]) / max(1, total["faults"] - total["equivalent"])
+    lines += [
+        "",
+        f"{total['functions_done']} of {total['functions']} functions have had their faults so far,",
+        "derivatives first; a later run goes on with the others. At first the tests noticed "
+        f"{100 * share:.1f} % of those that can be",
+        f"noticed; {total['by_tests_added_since']} survived then and are killed by tests written since.",
+        "",
+        f"{_made(total)}.",
+        "",
+    ]
     if survivors:
         lines += ["Not killed:", ""]
     for key, row in sorted(survivors, key=lambda pair: (pair[1]["header"], pair[0])):

@@ -124,7 +124,7 @@ class Viewer:
     def _build(self) -> None:
         """Controls and camera frustums."""
         gui, scene = self.server.gui, self.stage.scene
-        gui.configure_theme(control_layout="collapsible", dark_mode=True, show_share_button=False)
+        gui.configure_theme(dark_mode=True, show_share_button=False)
         self.server.scene.set_up_direction(tuple(self._up()))
         self.status = gui.add_markdown("")
         self.head = gui.add_dropdown("Show", tuple(self.stage.heads), initial_value="rgb")
