@@ -53,12 +53,15 @@ def with_two_features(scene: Scene) -> Scene:
 
 
 def configured(row: str) -> Config:
-    """The preset of a row, its poses and the features' gradient to the density switched as its name says."""
+    """The preset of a row. Its name says whether poses are refined, whether the features' gradient reaches
+    the density, and whether stages run one by one."""
     config = preset("f3rm" if row.startswith("f3rm") else "nerfacto")
     mode = "off" if "_off" in row else "SO3xR3"
     if row.endswith("_detached"):
         config = override(config, "model.fields.feature.detach_weights=true")
     model = replace(config.model, poses=replace(config.model.poses, mode=mode))
+    if row.endswith("_composed"):
+        config = override(config, "train.trainer.fused=false")
     if row.endswith("_gentle"):  # a third of the preset's pose learning rate
         config = override(override(config, "train.optim.poses.lr=3e-4"), "train.optim.poses.lr_final=3e-5")
         model = replace(config.model, poses=replace(config.model.poses, mode=mode))

@@ -27,6 +27,7 @@ class Case:
     cuda_tolerance: float | None = None  # where CUDA computes in another precision (tensor cores)
     cuda_gradient_tolerance: float | None = None
     gradcheck: bool = True  # False only where the double build has no such op; say why beside the row
+    gathers: bool = False  # it looks numbers up in a table, at places that its inputs choose
     bench_rays: int = 65536
 
 

@@ -70,6 +70,7 @@ def _encode_row(
         differentiable=(0, 1),
         tolerance=1e-5,
         gradient_tolerance=1e-4,
+        gathers=True,
         gradcheck=dtype is None,  # the double build looks up float64 only
         bench_rays=196608,
     )

@@ -70,7 +70,14 @@ def _representatives_inputs(n: int):
 
 
 CASES = {
-    "march": Case(march, _march, _march_inputs, bytes_per_ray=32 + 4 * (FRAME_SAMPLES + 1), tolerance=1e-5),
+    "march": Case(
+        march,
+        _march,
+        _march_inputs,
+        bytes_per_ray=32 + 4 * (FRAME_SAMPLES + 1),
+        tolerance=1e-5,
+        gathers=True,
+    ),
     "representatives": Case(
         representatives,
         _representatives,

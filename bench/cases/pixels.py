@@ -91,13 +91,19 @@ CASES = {
         _gather,
         lambda n: (torch.randint(0, 256, (3 * 5000,), dtype=torch.uint8), torch.randint(0, 5000, (n,)), 3),
         bytes_per_ray=23,
+        gathers=True,
     ),
-    "gather_features": Case(gather_features, _features, _lookups, bytes_per_ray=16 + 2 * 4 * 768),
+    "gather_features": Case(
+        gather_features, _features, _lookups, bytes_per_ray=16 + 2 * 4 * 768, gathers=True
+    ),
     "gather_features_bilinear": Case(
         gather_features,
         _bilinear,
         lambda n: (*_lookups(n), "bilinear"),
         bytes_per_ray=16 + 5 * 4 * 768,
+        gathers=True,
     ),
-    "draw_truth": Case(draw_truth, _truth, _truth_inputs, bytes_per_ray=36 + 2 * 4 * 768, bench_rays=4096),
+    "draw_truth": Case(
+        draw_truth, _truth, _truth_inputs, bytes_per_ray=36 + 2 * 4 * 768, gathers=True, bench_rays=4096
+    ),
 }

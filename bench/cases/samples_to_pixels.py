@@ -108,6 +108,7 @@ def _pixels(background, bench_rays: int = 65536) -> Case:
         flops_per_ray=32 * 2 * (64 * 48 + 64 * 64 + 64 * 64 + 16 * 64),
         tolerance=2e-6,
         cuda_tolerance=4e-3,
+        gathers=True,
         bench_rays=bench_rays,
     )
 
@@ -120,6 +121,7 @@ CASES = {
         bytes_per_ray=24 + 4 * 257 + 4 * 256,
         flops_per_ray=256 * 2 * (16 * 16 + 16),
         tolerance=5e-6,
+        gathers=True,
     ),
     "samples_to_pixels": _pixels("last_sample"),
     "samples_to_pixels_over_colour": _pixels(torch.tensor([0.1, 0.5, 0.9])),
