@@ -127,6 +127,7 @@ def measure(
             if heads not in exact:
                 once = FrameRenderer(model, Settings())
                 exact[heads] = pictures(once, cameras, heads, "exact", embeddings)
+                del once  # the next row's memory is its own
             found = pictures(frames, cameras, heads, mode, embeddings)
             row |= compared(found, exact[heads], truths)
         values[name] = row

@@ -36,13 +36,21 @@ struct Walk {
   }
 };
 
-// Twice over the ray: its mass, then the edges, each as soon as the mass before it is reached. A few steps
-// are looked up at once, so that their loads are under way together.
+// Steps of a block: a thread remembers how thick the ray is up to the end of each of kBlocks.
+constexpr int kBlocks = 32;
+__host__ __device__ constexpr int steps_of_block(int steps) {
+  return (steps + kBlocks * kAtOnce - 1) / (kBlocks * kAtOnce) * kAtOnce;
+}
+
+// First over the whole ray, for its mass. Then the edges, each as soon as the mass before it is reached:
+// blocks without an edge are passed over, and of those without thickness nothing needs to be looked up again.
+// A few steps are looked up at once, so that their loads are under way together.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     march_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays> near,
                  In<real, kRays> far, In<T, kEntries> baked, int resolution, int64_t norm, int64_t spacing,
                  int steps, real padding, real stop, Out<real, kRays, kEdges> t) {
+  __shared__ real thickness_upto[kBlocks][kThreads];
   const int64_t ray = item();
   if (ray >= near.size[0]) return;
   const Walk<T> walk{baked.data,
@@ -53,12 +61,17 @@ __global__ void __launch_bounds__(kThreads)
                      load3(directions.data, ray),
                      warped_interval(spacing, near.data[ray], far.data[ray]),
                      real(1) / real(steps)};
+  const int length = steps_of_block(steps), count = (steps + length - 1) / length;
   real all = real(0), front = walk.edge(0);
-  for (int i = 0; i < steps && all < stop; i += kAtOnce) {
-    real tau[kAtOnce];
-    walk.look(i, steps, front, tau);
+  for (int b = 0; b < count; ++b) {
+    const int end = min(steps, (b + 1) * length);
+    for (int i = b * length; i < end && all < stop; i += kAtOnce) {
+      real tau[kAtOnce];
+      walk.look(i, steps, front, tau);
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) all += all < stop ? tau[j] : real(0);
+      for (int j = 0; j < kAtOnce; ++j) all += all < stop ? tau[j] : real(0);
+    }
+    thickness_upto[b][threadIdx.x] = all;
   }
 
   const int edges = int(t.size[1]);
@@ -66,22 +79,31 @@ __global__ void __launch_bounds__(kThreads)
   real upto = real(0), before = marched_mass(real(0), 0, padding);
   real target = spread(0, edges, real(0.5)) * total;
   real* to = t.data + ray * edges;
-  front = walk.edge(0);
-  for (int i = 0, k = 0; i < steps && k < edges; i += kAtOnce) {
-    real tau[kAtOnce] = {};
-    if (upto < stop) walk.look(i, steps, front, tau);
+  for (int b = 0, k = 0; b < count && k < edges; ++b) {
+    const int begin = b * length, end = min(steps, begin + length);
+    const real then = thickness_upto[b][threadIdx.x], after_all = marched_mass(then, end, padding);
+    if (after_all <= target && end < steps) {
+      upto = then, before = after_all;
+      continue;
+    }
+    const bool something = then > upto;
+    front = walk.edge(begin);
+    for (int i = begin; i < end && k < edges; i += kAtOnce) {
+      real tau[kAtOnce] = {};
+      if (something && upto < stop) walk.look(i, steps, front, tau);
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      if (i + j >= steps) break;
-      if (upto < stop) upto += tau[j];
-      const real after = marched_mass(upto, i + j + 1, padding);
-      while (k < edges && (after > target || i + j == steps - 1)) {
-        const real s =
-            invert_bin(target, before, after, real(i + j) * walk.each, real(i + j + 1) * walk.each);
-        to[k] = t_from_s(spacing, walk.ends, s);
-        target = spread(++k, edges, real(0.5)) * total;
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (i + j >= steps) break;
+        if (upto < stop) upto += tau[j];
+        const real after = marched_mass(upto, i + j + 1, padding);
+        while (k < edges && (after > target || i + j == steps - 1)) {
+          const real s =
+              invert_bin(target, before, after, real(i + j) * walk.each, real(i + j + 1) * walk.each);
+          to[k] = t_from_s(spacing, walk.ends, s);
+          target = spread(++k, edges, real(0.5)) * total;
+        }
+        before = after;
       }
-      before = after;
     }
   }
 }

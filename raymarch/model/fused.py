@@ -48,7 +48,7 @@ class FusedPipeline:
         # What networks read on tensor cores is rounded anyway.
         encoded = torch.float16 if cameras.camera_to_worlds.is_cuda else None
         self.rays_to_samples = RaysToSamples(model, cameras, encoded)
-        self.samples_to_field = SamplesToField(model, encoded)
+        self.samples_to_field = SamplesToField(model, encoded, cameras.camera_to_worlds.device)
         self.field_to_pixels = FieldToPixels(model)
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._unit: Tensor | None = None

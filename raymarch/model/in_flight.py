@@ -15,18 +15,18 @@ MOST_RAYS = 1 << 18  # in flight: more gain nothing
 CPU_RAYS = 1 << 14
 
 
-def bytes_per_ray(model: Model, heads: frozenset[str], mode: str, fused: bool) -> int:
-    """What a ray in flight takes, roughly and rather too much."""
+def bytes_in_flight(model: Model, heads: frozenset[str], mode: str, fused: bool) -> tuple[int, int]:
+    """What a ray in flight takes, and all together beside that; roughly, and rather too much."""
     features = bool(heads & {"feature", "similarity", "feature_hidden"})
     normals = bool(heads & {"normals", "predicted_normals"})
     if mode == "reduced":
         config = model.config.reduced
-        costly = 600 * normals + 1200 * features // config.feature_step**2
-        return 4 * (8 * config.samples + 120) + config.kept * costly
+        costly = max(600 * normals, 1200 * features)
+        return 4 * (3 * config.samples + 150), reduced.COSTLY_RAYS * config.kept * costly
     samples = model.config.sampler.samples
     if fused and not normals and reduced.networks_fit(model.fields.radiance):
-        return 4 * (6 * max(samples) + 120)
-    return 4 * max(*(n * 24 for n in samples), samples[-1] * (512 if features else 352))
+        return 4 * (6 * max(samples) + 120), 0
+    return 4 * max(*(n * 24 for n in samples), samples[-1] * (512 if features else 352)), 0
 
 
 def chunk_size(
@@ -43,4 +43,5 @@ def chunk_size(
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     budget = min(free / 3, 0.5e9 * max_gb)
-    return int(min(MOST_RAYS, max(1 << 10, budget // bytes_per_ray(model, heads, mode, fused))))
+    each, together = bytes_in_flight(model, heads, mode, fused)
+    return int(min(MOST_RAYS, max(1 << 10, (budget - together) // each)))

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from raymarch.model import Model
 
 
+COSTLY_RAYS = 1 << 16  # of which normals and features are made at once; colours take many more at a time
+
+
 @dataclass(frozen=True)
 class ReducedConfig:
     samples: int = 32  # per ray
@@ -146,13 +149,30 @@ def render_rays(
     if not costly:
         return found
     assert seen.weights is not None
-    lines = (rays.origins, rays.directions, t, seen.weights)
+    lines: Lines = (rays.origins, rays.directions, t, seen.weights)
     if costly & {"normals", "predicted_normals"}:
-        found |= normals(model, *representatives(*lines, config.kept), costly)
+        facing = [normals(model, *representatives(*part, config.kept), costly) for part in in_parts(lines)]
+        found |= {name: together([part[name] for part in facing]) for name in facing[0]}
     if "feature_hidden" in costly:
-        o, d, t, w = (x if apart is None else x.index_select(0, apart) for x in lines)
-        found["feature_hidden"] = hidden(model, *representatives(o, d, t, w, config.kept))
+        if apart is not None:
+            o, d, edges, w = (x.index_select(0, apart) for x in lines)
+            lines = (o, d, edges, w)
+        parts = [hidden(model, *representatives(*part, config.kept)) for part in in_parts(lines)]
+        found["feature_hidden"] = together(parts)
     return found
+
+
+Lines = tuple[Tensor, Tensor, Tensor, Tensor]  # of rays: origins, directions, edges, weights
+
+
+def in_parts(lines: Lines) -> list[Lines]:
+    """COSTLY_RAYS at a time."""
+    o, d, t, w = (x.split(COSTLY_RAYS) for x in lines)
+    return list(zip(o, d, t, w, strict=True))
+
+
+def together(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def normals(model: Model, x: Tensor, w: Tensor, heads: frozenset[str]) -> dict[str, Tensor]:

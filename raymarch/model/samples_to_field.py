@@ -12,6 +12,7 @@ from raymarch.model import Model
 from raymarch.model.fields import FeatureField
 from raymarch.model.gradients import Gradients, sum_for
 from raymarch.model.rays_to_samples import RaySamples
+from raymarch.model.side_stream import SideStream
 from raymarch.ops.harmonics import LAYOUTS, SIGNS, fourier_backward, fourier_forward
 from raymarch.ops.samples_to_field import (
     add_radiance_gradients,
@@ -44,10 +45,14 @@ class SampledField:
 
 
 class SamplesToField:
-    """Samples to fields; `encoded` is the dtype of what networks read, None for float32."""
+    """Samples to fields; `encoded` is the dtype of what networks read, None for float32.
 
-    def __init__(self, model: Model, encoded: torch.dtype | None):
+    The feature field has nothing to do with the radiance field but the samples: it runs beside it.
+    """
+
+    def __init__(self, model: Model, encoded: torch.dtype | None, device: torch.device):
         self.model, self.config = model, model.config
+        self._side = SideStream(device)
         self._encoded, self._halves = encoded, encoded is not None
         self._seeds: dict[int, Tensor] = {}
 
@@ -59,6 +64,11 @@ class SamplesToField:
         """What the fields hold at the last level's samples."""
         radiance, feature = self.model.fields.radiance, self.model.fields.feature
         y, config = rays.last.y.view(-1, 3), radiance.config
+        features = hidden = None
+        if feature is not None:
+            with self._side.begun():
+                features = self._feature_inputs(y)
+                hidden = feature.trunk.run(features)
         encoded = radiance.grid.look_up(y, dtype=self._encoded)
         h = radiance.mlp.run(encoded)
         codes = radiance.appearance if config.appearance else None
@@ -67,12 +77,11 @@ class SamplesToField:
             h, y, config.average_init_density, rays.directions, signs, pixels.camera, codes, self._halves
         )
         rgb = radiance.colour.run(inputs)
-        features = hidden = None
-        if feature is not None:
-            features = self._feature_inputs(y)
-            hidden = feature.trunk.run(features)
         found = SampledField(encoded, h, sigma, inputs, rgb, features, hidden)
-        return self._with_normals(rays, y, found) if config.predicted_normals else found
+        if config.predicted_normals:
+            found = self._with_normals(rays, y, found)
+        self._side.join()
+        return found
 
     def _feature_inputs(self, y: Tensor) -> Tensor:
         feature = self._feature()
@@ -123,6 +132,11 @@ class SamplesToField:
         y, config = rays.last.y.view(-1, 3), radiance.config
         refines = rays.adjustment is not None
         assert at.inputs is not None and at.encoded is not None
+        more_y = None
+        if feature is not None:
+            assert grad_hidden is not None
+            with self._side.begun():
+                more_y = self._feature_backward(y, at, grad_hidden, refines, found)
         grad_inputs, found.of[radiance.colour.params] = radiance.colour.gradients(
             at.inputs, at.rgb, grad_rgb.view(-1, 3)
         )
@@ -144,14 +158,15 @@ class SamplesToField:
         del grad_inputs, more_h, given
         grad_encoded, found.of[radiance.mlp.params] = radiance.mlp.gradients(at.encoded, at.h, grad_h)
         at.encoded = None
+        grad_y = None
+        if refines:
+            with self._side.begun():
+                grad_y = radiance.grid.slope(y, grad_encoded)
+                if more_y is not None:
+                    grad_y += more_y
         radiance.grid.add_gradient(y, grad_encoded, sum_for(radiance.grid.table, found))
-        grad_y = radiance.grid.slope(y, grad_encoded) if refines else None
+        self._side.join()
         del grad_encoded
-        if feature is not None:
-            assert grad_hidden is not None
-            more_y = self._feature_backward(y, at, grad_hidden, refines, found)
-            if grad_y is not None and more_y is not None:
-                grad_y += more_y
         turns = self.config.poses.through_directions
         return grad_y, to_origins, to_directions if turns else more_directions
 
