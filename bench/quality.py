@@ -57,8 +57,8 @@ def configured(row: str) -> Config:
     the density, and whether stages run one by one."""
     config = preset("f3rm" if row.startswith("f3rm") else "nerfacto")
     mode = "off" if "_off" in row else "SO3xR3"
-    if row.endswith("_detached"):
-        config = override(config, "model.fields.feature.detach_weights=true")
+    if row.endswith("_shaping"):
+        config = override(config, "model.fields.feature.detach_weights=false")
     model = replace(config.model, poses=replace(config.model.poses, mode=mode))
     if row.endswith("_composed"):
         config = override(config, "train.trainer.fused=false")

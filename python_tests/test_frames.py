@@ -323,7 +323,10 @@ def test_densities_in_one_are_those_of_the_stages(large, cameras):
     for field in large.fields.proposals:
         tolerance = 1e-4 if not rays.origins.is_cuda else 1e-2  # the stages round to TF32 there
         torch.testing.assert_close(
-            density_in_one(field)(rays, samples), field(rays, samples), rtol=tolerance, atol=tolerance
+            density_in_one(field)(rays.origins, rays.directions, samples.t),
+            field(rays, samples),
+            rtol=tolerance,
+            atol=tolerance,
         )
 
 

@@ -596,7 +596,7 @@ def cast_rays(
     far: Array,
     s: Array,
     t: Array,
-    y: Array,
+    y: Array | None,
     /,
 ) -> None: ...
 
@@ -617,7 +617,7 @@ def ray_gradients(
 # One proposal level: density_forward, weights_forward, sample_pdf and sample_unit_positions_forward.
 def resample(
     h: Array,
-    y: Array,
+    y: Array | None,
     scale: float,
     s: Array,
     t: Array,
@@ -635,7 +635,7 @@ def resample(
     w: Array,
     s_new: Array,
     t_new: Array,
-    y_new: Array,
+    y_new: Array | None,
     /,
 ) -> None: ...
 

@@ -75,6 +75,21 @@ def _resample_inputs(n: int):
     return h, y, 0.5, s, t, near, far, origins, directions, 24
 
 
+def _resample_density(sigma, y, scale, s, t, near, far, origins, directions, samples):
+    w = _weights(sigma.view(t.shape[0], t.shape[1] - 1), t.diff())
+    s_new, t_new = _pdf(s, w, near, far, samples)
+    return w, s_new, t_new
+
+
+def _resample_density_inputs(n: int):
+    h, _, *rest = _resample_inputs(n)
+    return h.exp(), None, *rest
+
+
+def _resample_density_op(sigma, y, scale, s, t, near, far, origins, directions, samples):
+    return resample(sigma, y, scale, s, t, near, far, origins, directions, samples, positions=False)[:3]
+
+
 def _proposal_loss(h, y, scale, s, t, s_fine, w_fine) -> Tensor:
     return _interlevel(s_fine, w_fine, s, _seen(h, y, scale, t)).sum()
 
@@ -115,6 +130,14 @@ CASES = {
         _resample,
         _resample_inputs,
         bytes_per_ray=4 * (64 * 4 + 2 * 65 + 8 + 64 + 2 * 25 + 3 * 24),
+        tolerance=1e-4,
+        bench_rays=4096,
+    ),
+    "resample_density": Case(  # what training asks where proposals are not trained
+        _resample_density_op,
+        _resample_density,
+        _resample_density_inputs,
+        bytes_per_ray=4 * (64 + 2 * 65 + 8 + 64 + 2 * 25),
         tolerance=1e-4,
         bench_rays=4096,
     ),

@@ -67,7 +67,7 @@ void cast_rays(Cpu q, In<real, kCameras, 3, 4> camera_to_worlds, In<int64_t, kRa
                Out<real, kRays, 3> origins, Out<real, kRays, 3> directions, Out<real, kRays> area,
                Out<real, kRays> directions_norm, Out<bool, kRays> converged, Out<real, kRays> near,
                Out<real, kRays> far, Out<real, kRays, kEdges> s, Out<real, kRays, kEdges> t,
-               Out<real, kRays, kSamples, 3> y) {
+               Maybe<Out<real, kRays, kSamples, 3>> y) {
   rays_forward(q, camera_to_worlds, camera, xy, intrinsics, distortion, lens, adjustment, compose,
                eye_distance, origins, directions, area, directions_norm, converged);
   const real nearest = real(near_plane), farthest = real(far_plane);
@@ -80,7 +80,7 @@ void cast_rays(Cpu q, In<real, kCameras, 3, 4> camera_to_worlds, In<int64_t, kRa
     near.data[i] = span.near, far.data[i] = span.far;
   }
   sample_spaced(q, constant(near), constant(far), counter, s, t, spacing, jitter, stream);
-  sample_unit_positions_forward(q, constant(origins), constant(directions), constant(t), y, norm);
+  if (y) sample_unit_positions_forward(q, constant(origins), constant(directions), constant(t), y, norm);
 }
 
 void ray_gradients(Cpu q, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
@@ -107,11 +107,15 @@ void ray_gradients(Cpu q, In<real, kRays, 3> origins, In<real, kRays, 3> directi
 
 namespace {
 
-// Densities of the samples of rays, and the lengths of their intervals.
-void optics(Cpu q, In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, double scale, const real* t,
+// Densities of the samples of rays, and the lengths of their intervals. Without positions h is density
+// already.
+void optics(Cpu q, In<real, kPoints, kChannels> h, Maybe<In<real, kPoints, 3>> y, double scale, const real* t,
             int64_t rays, int64_t samples, Out<real, kRays, kSamples> sigma, real* delta) {
   require(h.size[0] == rays * samples, "h must have a row for every sample of every ray");
-  density_forward(q, h, y, scale, seen_as<Out<real, kPoints>>(sigma, h.size[0]));
+  if (y)
+    density_forward(q, h, y, scale, seen_as<Out<real, kPoints>>(sigma, h.size[0]));
+  else
+    for (int64_t i = 0; i < h.size[0]; ++i) sigma.data[i] = h.data[i * h.size[1]];
   for (int64_t ray = 0; ray < rays; ++ray)
     for (int64_t i = 0; i < samples; ++i)
       delta[ray * samples + i] = t[ray * (samples + 1) + i + 1] - t[ray * (samples + 1) + i];
@@ -119,20 +123,20 @@ void optics(Cpu q, In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, doubl
 
 }  // namespace
 
-void resample(Cpu q, In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, double scale,
+void resample(Cpu q, In<real, kPoints, kChannels> h, Maybe<In<real, kPoints, 3>> y, double scale,
               In<real, kRays, kFineEdges> s, In<real, kRays, kFineEdges> t, In<real, kRays> near,
               In<real, kRays> far, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
               Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal, int64_t spacing, int64_t jitter,
               int64_t stream, double padding, int64_t norm, Out<real, kRays, kFine> w,
               Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new,
-              Out<real, kRays, kSamples, 3> y_new) {
+              Maybe<Out<real, kRays, kSamples, 3>> y_new) {
   const int64_t rays = w.size[0], samples = w.size[1];
   require(t.size[1] == samples + 1, "t must have one edge more than there are weights");
   Room<real, kRays, kSamples> sigma(rays, samples), delta(rays, samples);
   optics(q, h, y, scale, t.data, rays, samples, sigma, delta.view.data);
   weights_forward(q, sigma, delta, seen_as<Out<real, kRays, kSamples>>(w, rays, samples));
   sample_pdf(q, s, constant(w), near, far, counter, anneal, s_new, t_new, spacing, jitter, stream, padding);
-  sample_unit_positions_forward(q, origins, directions, constant(t_new), y_new, norm);
+  if (y_new) sample_unit_positions_forward(q, origins, directions, constant(t_new), y_new, norm);
 }
 
 void proposal_backward(Cpu q, In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, double scale,
@@ -145,7 +149,7 @@ void proposal_backward(Cpu q, In<real, kPoints, kChannels> h, In<real, kPoints, 
   std::fill_n(of_ray.view.data, rays, grad.data[0]);
   Room<real, kRays, kSamples> sigma(rays, samples), delta(rays, samples), grad_w(rays, samples);
   interlevel_backward(q, s_fine, w_fine, s, w, of_ray, grad_w);
-  optics(q, h, y, scale, t.data, rays, samples, sigma, delta.view.data);
+  optics(q, h, {y}, scale, t.data, rays, samples, sigma, delta.view.data);
   Room<real, kRays, kSamples> grad_sigma(rays, samples);
   weights_backward(q, sigma, delta, w, grad_w, Maybe<Out<real, kRays, kSamples>>{grad_sigma.view}, {});
   density_backward(q, h, y, scale, seen_as<In<real, kPoints>>(grad_sigma.view, h.size[0]), grad_h);

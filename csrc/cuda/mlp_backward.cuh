@@ -134,17 +134,17 @@ __device__ __forceinline__ int exponent_of(const float* from, int count) {
 // all gradients of a block share a scale, that of the largest it has met, and so do the sums.
 //
 // Where the compiler knows the shape, every matrix but the first is one slot, and all of them fit.
-template <class T, int H, int kLayers, int kIn, int kSlots, bool kStaged, int kBlocks>
-__global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
+template <class T, int H, int kLayers, int kIn, int kSlots, bool kStaged, int kBlocks, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, kBlocks)
     mlp_backward_kernel(Shape<H, kLayers, kIn> shape, Rows<T> x, In<real, kParams> params, int64_t activation,
                         float padding, Rows<float> grad_y, OutRows grad_x, float* partial, int first_slot) {
   using S = Shape<H, kLayers, kIn>;
   extern __shared__ __align__(16) half shared[];
-  __shared__ int exponents[kBackwardWarps];
+  __shared__ int exponents[kWarps];
   Matrices<S, H, kStaged> matrices{shape};
   constexpr bool kAhead = std::is_same_v<T, half> && kLayers > 0;  // x is copied one tile ahead
   constexpr int kStride = H + kApart;
-  const int warp = threadIdx.x / 32, warps = kLayers ? kBackwardWarps : blockDim.x / 32, points = 16 * warps;
+  const int warp = threadIdx.x / 32, warps = kLayers ? kWarps : blockDim.x / 32, points = 16 * warps;
   const int last = shape.layers(), groups = shape.groups();
   const Stash<S, H, kAhead> stash{shape, points, place_of(shared)};
   const int xs = stash.x_stride(), ys = stash.y_stride();
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(32 * kBackwardWarps, kBlocks)
       if (lane() == 0) exponents[warp] = mine;
       __syncthreads();
 #pragma unroll
-      for (int w = 0; w < kBackwardWarps; ++w) largest = w < warps ? max(largest, exponents[w]) : largest;
+      for (int w = 0; w < kWarps; ++w) largest = w < warps ? max(largest, exponents[w]) : largest;
     }
     if (largest > scale) {
       const float factor = power(scale - largest);
@@ -333,7 +333,8 @@ static __global__ void __launch_bounds__(256)
 
 // Starts one kernel if it is for such a network and the device's shared memory holds it with at least `least`
 // warps per block.
-template <class T, int H, int kLayers, int kIn, int kSlots, bool kStaged, int kBlocks>
+template <class T, int H, int kLayers, int kIn, int kSlots, bool kStaged, int kBlocks,
+          int kWarps = kBackwardWarps>
 bool backward_with(int least, Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params,
                    int64_t activation, double padding, In<real, kPoints, kOutputs> grad_y,
                    Maybe<Out<real, kPoints, kChannels>> grad_x, Maybe<Out<real, kParams>> grad_params,
@@ -345,7 +346,7 @@ bool backward_with(int least, Cuda q, Network net, In<T, kPoints, kInputs> x, In
   if (std::is_same_v<T, half> && kLayers && net.inputs % 2) return false;  // copies are of four bytes
   const int weights = Matrices<S, H, kStaged>{shape}.size();
   const int most = (most_shared(q) - 1024) / 2 - weights;
-  int warps = kBackwardWarps;
+  int warps = kWarps;
   while (warps > 0 && Kept{shape, 16 * warps}.size() > most) --warps;
   if (warps < least || (kLayers && slots(shape, warps) != kSlots)) return false;
   for (int m = kLayers; m > 0; --m)
@@ -358,9 +359,9 @@ bool backward_with(int least, Cuda q, Network net, In<T, kPoints, kInputs> x, In
   }
   for (int pass = 0; pass < passes; ++pass) {
     if (pass > 0) grad_x.data = nullptr;  // done by the first
-    launch_shared("mlp_backward", mlp_backward_kernel<T, H, kLayers, kIn, kSlots, kStaged, kBlocks>, grid,
-                  32 * warps, 2 * (weights + Kept{shape, 16 * warps}.size()), q, shape, rows_of<T>(x), params,
-                  activation, float(padding), rows_of<float>(grad_y), out_rows_of(grad_x),
+    launch_shared("mlp_backward", mlp_backward_kernel<T, H, kLayers, kIn, kSlots, kStaged, kBlocks, kWarps>,
+                  grid, 32 * warps, 2 * (weights + Kept{shape, 16 * warps}.size()), q, shape, rows_of<T>(x),
+                  params, activation, float(padding), rows_of<float>(grad_y), out_rows_of(grad_x),
                   grad_params ? partial.data : nullptr, pass * kSlots);
   }
   if (grad_params)
@@ -378,10 +379,16 @@ bool backward_any(Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kPara
   const auto start = [&](auto with, int least) {
     return with(least, q, net, x, params, activation, padding, grad_y, grad_x, grad_params, partial);
   };
-  constexpr int kWide = std::is_same_v<T, half> ? 1 : 2;  // blocks: with two there are too few registers
+  if constexpr (std::is_same_v<T, half>) {
+    // With two blocks of eight warps there are too few registers; one of twelve needs 200 KB of shared
+    // memory.
+    if (start(backward_with<T, 64, 1, 9, 3, true, 1, 12>, 12)) return true;
+    if (start(backward_with<T, 64, 1, 9, 4, true, 1>, kBackwardWarps)) return true;
+  } else {
+    if (start(backward_with<T, 64, 1, 9, 4, true, 2>, kBackwardWarps)) return true;
+  }
   return start(backward_with<T, 16, 1, 1, 2, true, 2>, kBackwardWarps) ||
          start(backward_with<T, 64, 1, 2, 2, true, 2>, kBackwardWarps) ||
-         start(backward_with<T, 64, 1, 9, 4, true, kWide>, kBackwardWarps) ||
          start(backward_with<T, 64, 2, 2, 3, true, 2>, kBackwardWarps) ||
          start(backward_with<T, 64, 2, 4, 3, true, 2>, kBackwardWarps) ||
          start(backward_with<T, 32, 0, 0, 3, true, 1>, 1) ||

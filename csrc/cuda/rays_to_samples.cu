@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 6)
                      Out<real, kRays, 3> directions, Out<real, kRays> area, Out<real, kRays> length,
                      Out<bool, kRays> converged, Out<real, kRays> near, Out<real, kRays> far,
                      Out<real, kRays, kEdges> s, Out<real, kRays, kEdges> t,
-                     Out<real, kRays, kSamples, 3> y) {
+                     Maybe<Out<real, kRays, kSamples, 3>> y) {
   __shared__ real tiles[kWarpsPerBlock][96];
   const int64_t ray = warp();
   if (ray >= v.camera.size[0]) return;
@@ -146,6 +146,7 @@ __global__ void __launch_bounds__(kThreads, 6)
   real* of_t = t.data + ray * edges;
   spaced_edges(ray, edges, spacing, warped_interval(spacing, span.near, span.far), jitter, key,
                s.data + ray * edges, of_t);
+  if (!y) return;
   __syncwarp();
   unit_positions(o, d, of_t, edges - 1, norm, tiles[threadIdx.x / 32], y.data + 3 * ray * (edges - 1));
 }
@@ -189,12 +190,15 @@ __global__ void __launch_bounds__(kThreads)
   store3(grad_origins.data, ray, to_o), store3(grad_directions.data, ray, to_d);
 }
 
+// What a network says of samples at unit positions y; without them h is density already.
 struct Densities {
   In<real, kPoints, kChannels> h;
-  In<real, kPoints, 3> y;
+  Maybe<In<real, kPoints, 3>> y;
   real scale;
   __device__ __forceinline__ real z(int64_t i) const { return h.data[i * h.size[1]]; }
-  __device__ __forceinline__ real at(int64_t i) const { return density(z(i), load3(y.data, i), scale); }
+  __device__ __forceinline__ real at(int64_t i) const {
+    return y ? density(z(i), load3(y.data, i), scale) : z(i);
+  }
   __device__ __forceinline__ real vjp(int64_t i, real g) const {
     return density_vjp(z(i), load3(y.data, i), scale, g);
   }
@@ -207,7 +211,7 @@ __global__ void __launch_bounds__(kThreads)
                     In<real, kRays, 3> directions, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
                     int64_t spacing, int64_t jitter, int64_t stream, real padding, int64_t norm,
                     Out<real, kRays, kFine> w, Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new,
-                    Out<real, kRays, kSamples, 3> y_new) {
+                    Maybe<Out<real, kRays, kSamples, 3>> y_new) {
   extern __shared__ real shared[];
   __shared__ real tiles[kWarpsPerBlock][96];
   const int64_t ray = warp();
@@ -233,6 +237,7 @@ __global__ void __launch_bounds__(kThreads)
   drawn_edges(ray, s.data + ray * (bins + 1), of_ray, bins, exponent, padding,
               shared + (threadIdx.x / 32) * bins, edges, spacing, ends, jitter, key, s_new.data + ray * edges,
               of_t);
+  if (!y_new) return;
   __syncwarp();
   unit_positions(load3(origins.data, ray), load3(directions.data, ray), of_t, edges - 1, norm,
                  tiles[threadIdx.x / 32], y_new.data + 3 * ray * (edges - 1));
@@ -317,10 +322,10 @@ void cast_rays(Cuda q, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> camera
                Out<real, kRays, 3> origins, Out<real, kRays, 3> directions, Out<real, kRays> area,
                Out<real, kRays> length, Out<bool, kRays> converged, Out<real, kRays> near,
                Out<real, kRays> far, Out<real, kRays, kEdges> s, Out<real, kRays, kEdges> t,
-               Out<real, kRays, kSamples, 3> y) {
+               Maybe<Out<real, kRays, kSamples, 3>> y) {
   require(compose >= 0 && compose < kComposes, "compose is 0 (camera) or 1 (world)");
   require_drawing(spacing, jitter, bool(counter));
-  require(s.size[1] >= 2 && y.size[1] + 1 == s.size[1],
+  require(s.size[1] >= 2 && (!y || y.size[1] + 1 == s.size[1]),
           "needs a sample per ray, and one edge more than samples");
   const Views v = {poses,
                    camera,
@@ -354,16 +359,17 @@ void ray_gradients(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> direct
          directions, levels, norm, more_origins, more_directions, grad_origins, grad_directions);
 }
 
-void resample(Cuda q, In<real, kPoints, kChannels> h, In<real, kPoints, 3> y, double scale,
+void resample(Cuda q, In<real, kPoints, kChannels> h, Maybe<In<real, kPoints, 3>> y, double scale,
               In<real, kRays, kFineEdges> s, In<real, kRays, kFineEdges> t, In<real, kRays> near,
               In<real, kRays> far, In<real, kRays, 3> origins, In<real, kRays, 3> directions,
               Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal, int64_t spacing, int64_t jitter,
               int64_t stream, double padding, int64_t norm, Out<real, kRays, kFine> w,
               Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new,
-              Out<real, kRays, kSamples, 3> y_new) {
+              Maybe<Out<real, kRays, kSamples, 3>> y_new) {
   require_drawing(spacing, jitter, bool(counter));
   require(t.size[1] == w.size[1] + 1 && w.size[1] >= 1, "t must have one edge more than there are weights");
-  require(s_new.size[1] >= 2 && y_new.size[1] + 1 == s_new.size[1], "needs at least one sample per ray");
+  require(s_new.size[1] >= 2 && (!y_new || y_new.size[1] + 1 == s_new.size[1]),
+          "needs at least one sample per ray");
   require(h.size[0] == w.size[0] * w.size[1], "h must have a row for every sample of every ray");
   require(w.size[1] <= kMostBins, "on CUDA a ray may have at most 4096 bins to draw from");
   launch_shared("resample", resample_kernel, blocks(w.size[0], kWarpsPerBlock), kThreads,
@@ -384,7 +390,7 @@ void proposal_backward(Cuda q, In<real, kPoints, kChannels> h, In<real, kPoints,
           "on CUDA a ray may have at most 4096 samples");
   const int64_t room = kWarpsPerBlock * (w_fine.size[1] + 2 * w.size[1]);
   launch_shared("proposal_backward", proposal_backward_kernel, blocks(w.size[0], kWarpsPerBlock), kThreads,
-                size_t(room) * sizeof(real), q, Densities{h, y, real(scale)}, s, t, w, s_fine, w_fine, grad,
+                size_t(room) * sizeof(real), q, Densities{h, {y}, real(scale)}, s, t, w, s_fine, w_fine, grad,
                 grad_h);
 }
 

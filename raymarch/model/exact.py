@@ -31,18 +31,21 @@ def heads_of(rendering: Rendering) -> dict[str, Tensor]:
     return {n: v for n, v in found.items() if isinstance(v, Tensor)}
 
 
-def density_in_one(field: ProposalField) -> Callable[[Rays, Samples], Tensor] | None:
-    """The field's density through `samples_to_density`, or None where that does not run its network."""
+def density_in_one(field: ProposalField) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """The field's density of origins, directions [R, 3] and edges [R, S + 1] through `samples_to_density`.
+
+    None where that does not run its network.
+    """
     config = field.config
     if field.grid.outputs > 16 or config.layers != 1 or config.hidden > 64:
         return None
 
-    def density(rays: Rays, samples: Samples) -> Tensor:
+    def density(origins: Tensor, directions: Tensor, t: Tensor) -> Tensor:
         stored = field.grid._looked_up()
         return samples_to_density(
-            rays.origins,
-            rays.directions,
-            samples.t,
+            origins,
+            directions,
+            t,
             field.grid.table if stored is None else stored,
             field.grid.settings,
             field.mlp.params,
@@ -55,6 +58,12 @@ def density_in_one(field: ProposalField) -> Callable[[Rays, Samples], Tensor] | 
         )
 
     return density
+
+
+def asked_at_once(field: ProposalField) -> Callable[[Rays, Samples], Tensor]:
+    """The field, through one op where that runs its network."""
+    density = density_in_one(field)
+    return field if density is None else lambda rays, at: density(rays.origins, rays.directions, at.t)
 
 
 def render_pixels(
@@ -70,8 +79,7 @@ def render_pixels(
     if not allowed or not networks_fit(model.fields.radiance):
         return heads_of(model(pixels, cameras, train=False, heads=heads))
     rays = generate(pixels, cameras, None, model.config.rays, False)
-    densities = [density_in_one(f) or f for f in model.fields.proposals]  # type: ignore[arg-type]
-    samples, _ = model.sampler(rays, densities)
+    samples, _ = model.sampler(rays, [asked_at_once(f) for f in model.fields.proposals])  # type: ignore[arg-type]
     seen = pictures(model, rays, samples.t, "feature_hidden" in heads)
     found = pictured(seen)
     if "feature_hidden" in heads:

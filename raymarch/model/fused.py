@@ -68,10 +68,7 @@ class FusedPipeline:
         the gradients of tables and codes: whoever uses them sets them to zero again.
         """
         found = Gradients(self._sums)
-        rays = self.rays_to_samples(pixels, counter, anneal, jitter)
-        if not update:
-            for level in rays.levels:
-                level.encoded = level.h = None
+        rays = self.rays_to_samples(pixels, counter, anneal, jitter, update)
         at = self.samples_to_field(pixels, rays)
         seen = self.field_to_pixels(pixels, rays, at, counter)
         weighing = self.field_to_pixels.weighing(pixels, seen)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from raymarch.model import Model
+from raymarch.model.exact import density_in_one
 from raymarch.model.fields import ProposalField
 from raymarch.model.gradients import Gradients, sum_for
 from raymarch.model.rays import box_on
@@ -35,7 +36,7 @@ class Level:
 
     s: Tensor
     t: Tensor
-    y: Tensor  # [R, S, 3] unit positions
+    y: Tensor  # [R, S, 3] unit positions; empty where nobody needs them
     encoded: Tensor | None = None
     h: Tensor | None = None
     w: Tensor | None = None
@@ -56,19 +57,30 @@ class RaySamples:
 
 
 class RaysToSamples:
-    """Pixels to samples; `encoded` is the dtype of what networks read, None for float32."""
+    """Pixels to samples; `encoded` is the dtype of what networks read, None for float32.
+
+    Where proposals are not trained, all that is asked of them is density: on CUDA one op finds it.
+    """
 
     def __init__(self, model: Model, cameras: Cameras, encoded: torch.dtype | None):
         self.model, self.cameras, self.config = model, cameras, model.config
         self._encoded = encoded
+        densities = [density_in_one(field) for field in self._proposals()]
+        in_one = cameras.camera_to_worlds.is_cuda and all(x is not None for x in densities)
+        self._densities = [x for x in densities if x is not None] if in_one else None
 
     def _proposals(self) -> list[ProposalField]:
         return [cast(ProposalField, field) for field in self.model.fields.proposals]
 
     def __call__(
-        self, pixels: Pixels, counter: Tensor | None, anneal: Tensor | None, jitter: str | None = None
+        self,
+        pixels: Pixels,
+        counter: Tensor | None,
+        anneal: Tensor | None,
+        jitter: str | None = None,
+        update: bool = True,
     ) -> RaySamples:
-        """Poses, rays and every level of samples of pixels [R]."""
+        """Poses, rays and every level of samples of pixels [R]; `update` says that proposals are trained."""
         config = self.config
         adjustment = penalty = None
         xi = self._six_numbers()
@@ -79,24 +91,32 @@ class RaysToSamples:
         if stretch.tangential == "nerfstudio_0.3":
             distortion = flip_tangential(distortion, cameras.lens)
         jitter = sampler.jitter if jitter is None else jitter
+        densities = None if update else self._densities
+        last = len(self._proposals())
         rayed = cast_rays(
             pixels.camera, pixels.xy, cameras.camera_to_worlds, cameras.intrinsics, distortion, cameras.lens,
             adjustment, config.poses.compose, stretch.near, stretch.far, sampler.samples[0], sampler.spacing,
             jitter, counter, 1, config.fields.norm,
             None if stretch.box is None else box_on(stretch.box, pixels.xy.device), stretch.eye_distance,
+            densities is None or last == 0,
         )  # fmt: skip
         levels, level = [], Level(rayed.s, rayed.t, rayed.y)
         for i, proposal in enumerate(self._proposals()):
-            y = level.y.view(-1, 3)
-            encoded = proposal.grid.look_up(y, dtype=self._encoded)
-            h = proposal.mlp.run(encoded)
+            y = encoded = None
+            if densities is None:
+                y = level.y.view(-1, 3)
+                encoded = proposal.grid.look_up(y, dtype=self._encoded)
+                h = proposal.mlp.run(encoded)
+            else:
+                h = densities[i](rayed.origins, rayed.directions, level.t).view(-1, 1)
             density = proposal.config.average_init_density
             w, s, t, y_new = resample(
                 h, y, density, level.s, level.t, rayed.near, rayed.far, rayed.origins, rayed.directions,
                 sampler.samples[i + 1], sampler.spacing, jitter, counter, i + 2, anneal,
-                sampler.padding, config.fields.norm,
+                sampler.padding, config.fields.norm, densities is None or i + 1 == last,
             )  # fmt: skip
-            levels.append(Level(level.s, level.t, level.y, encoded, h, w))
+            kept = (encoded, h) if update else (None, None)
+            levels.append(Level(level.s, level.t, level.y, kept[0], kept[1], w))
             level = Level(s, t, y_new)
         return RaySamples(rayed.origins, rayed.directions, (*levels, level), adjustment, penalty, distortion)
 

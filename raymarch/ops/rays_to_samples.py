@@ -101,18 +101,19 @@ def cast_rays_forward(
     jitter: int,
     stream: int,
     norm: int,
+    need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rays = xy.shape[0]
     origins, directions = xy.new_empty(rays, 3), xy.new_empty(rays, 3)
     area, length, near, far = (xy.new_empty(rays) for _ in range(4))
     converged = torch.empty(rays, dtype=torch.bool, device=xy.device)
     s, t = xy.new_empty(rays, samples + 1), xy.new_empty(rays, samples + 1)
-    y = xy.new_empty(rays, samples, 3)
+    y = xy.new_empty((rays, samples, 3) if need_y else 0)
     views = (camera_to_worlds, camera, xy, intrinsics, distortion, lens, adjustment, compose, eye_distance)
     stretch = (box, near_plane, far_plane, counter, spacing, jitter, stream, norm)
-    out = (origins, directions, area, length, converged, near, far, s, t, y)
-    launch("cast_rays", *views, *stretch, *out)
-    return out
+    out = (origins, directions, area, length, converged, near, far, s, t)
+    launch("cast_rays", *views, *stretch, *out, y if need_y else None)
+    return *out, y
 
 
 @op
@@ -136,11 +137,11 @@ def _cast_rays_backward(inputs, saved, grads, needs):
     views, norm = inputs[:9], inputs[17]
     origins, directions, t = saved
     g_origins, g_directions, g_y = grads[0], grads[1], grads[9]
-    levels = ([t], [g_y]) if g_y is not None else ([], [])
+    levels = ([t], [g_y]) if g_y is not None and g_y.numel() else ([], [])
     to_rays = ray_gradients(origins, directions, *levels, norm, g_origins, g_directions)
     same = torch.are_deterministic_algorithms_enabled()
     poses, adjustment = rays_backward(*views, *to_rays, needs[0], needs[6], same)
-    return (poses if needs[0] else None, *[None] * 5, adjustment if needs[6] else None, *[None] * 11)
+    return (poses if needs[0] else None, *[None] * 5, adjustment if needs[6] else None, *[None] * 12)
 
 
 _cast_rays = differentiable(
@@ -182,11 +183,12 @@ def cast_rays(
     norm: str = "linf",
     box: Tensor | None = None,
     eye_distance: float = EYE_DISTANCE,
+    positions: bool = True,
 ) -> CastRays:
     """`rays`, the stretch between near and far and inside box [2, 3], `sample_spaced` and unit positions.
 
     Arguments and errors are those of these ops; gradients flow from origins, directions and y to
-    camera_to_worlds and adjustment.
+    camera_to_worlds and adjustment. Without `positions` y is empty.
     """
     if compose not in COMPOSES or spacing not in SPACINGS or jitter not in JITTERS:
         raise ValueError(
@@ -202,13 +204,13 @@ def cast_rays(
     views = (camera_to_worlds.contiguous(), camera, xy, intrinsics, distortion, lens, adjustment)
     how = (samples, SPACINGS.index(spacing), JITTERS.index(jitter), stream, norm_code(norm, "cast_rays"))
     stretch = (box, float(near), float(far), counter)
-    return CastRays(*_cast_rays(*views, COMPOSES[compose], float(eye_distance), *stretch, *how))
+    return CastRays(*_cast_rays(*views, COMPOSES[compose], float(eye_distance), *stretch, *how, positions))
 
 
 @op
 def resample_forward(
     h: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     scale: float,
     s: Tensor,
     t: Tensor,
@@ -224,19 +226,21 @@ def resample_forward(
     stream: int,
     padding: float,
     norm: int,
+    need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rays = s.shape[0]
     w = s.new_empty(rays, s.shape[1] - 1)
     s_new, t_new = s.new_empty(rays, samples + 1), s.new_empty(rays, samples + 1)
-    y_new = s.new_empty(rays, samples, 3)
+    y_new = s.new_empty((rays, samples, 3) if need_y else 0)
     level = (h, y, scale, s, t, near, far, origins, directions, counter, anneal)
-    launch("resample", *level, spacing, jitter, stream, padding, norm, w, s_new, t_new, y_new)
+    how = (spacing, jitter, stream, padding, norm)
+    launch("resample", *level, *how, w, s_new, t_new, y_new if need_y else None)
     return w, s_new, t_new, y_new
 
 
 def resample(
     h: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     scale: float,
     s: Tensor,
     t: Tensor,
@@ -252,11 +256,13 @@ def resample(
     anneal: Tensor | None = None,
     padding: float = 0.01,
     norm: str = "linf",
+    positions: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One proposal level: `density`, `weights`, `sample_pdf` and `sample_unit_positions`. No gradient.
 
-    h [R * P, C] the network's output and y [R * P, 3] unit positions at the P intervals of s, t [R, P + 1].
-    Returns weights [R, P], the new edges s, t [R, samples + 1] and their unit positions [R, samples, 3].
+    h [R * P, C] the network's output and y [R * P, 3] unit positions at the P intervals of s, t [R, P + 1];
+    without y the first column of h is density already. Returns weights [R, P], the new edges s, t
+    [R, samples + 1] and their unit positions [R, samples, 3], which are empty without `positions`.
     """
     how = (
         SPACINGS.index(spacing),
@@ -267,7 +273,7 @@ def resample(
     )
     with torch.no_grad():
         level = (h, y, float(scale), s, t, near, far, origins, directions, counter, anneal)
-        return resample_forward(*level, samples, *how)
+        return resample_forward(*level, samples, *how, positions)
 
 
 @op
