@@ -50,6 +50,7 @@ CASES = {
     "preconditioned, frozen, SE3": (
         PRECONDITION, "model.poses.mode=SE3", "model.poses.frozen=0,2", "model.poses.gauge=free",
     ),
+    "no common motion": (PRECONDITION, "model.poses.gauge=similarity", "model.poses.compose=camera"),
     "a box": ("model.rays.box=-1.0,-1.0,-1.0,1.0,1.0,1.0",),
     "a ball": ("model.fields.norm=l2",),
     "every edge jittered": ("model.sampler.jitter=each", "model.sampler.spacing=uniform",

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from raymarch.data.alignment import align
+from raymarch.model.gauge import common_motions, gauge, without
 from raymarch.model.poses import Poses, PosesConfig, compose
 from raymarch.ops.pose import pose
 from raymarch.ops.rays import rays
+from raymarch.types import Cameras
 
 MODES = ("SO3xR3", "SE3")
 XI = [0.1, -0.2, 0.3, 0.4, 0.5, -0.6]
@@ -21,6 +24,17 @@ def close(got, want, rtol=1e-5, atol=1e-6):
 
 def random_poses(n, seed=0):
     return pose(torch.randn(n, 6, generator=torch.Generator().manual_seed(seed)))
+
+
+def cameras_at(poses):
+    count = len(poses)
+    return Cameras(
+        poses,
+        torch.tensor([60.0, 60, 32, 32]).expand(count, 4).contiguous(),
+        torch.zeros(count, 12),
+        torch.zeros(count, dtype=torch.int64),
+        torch.full((count, 2), 64),
+    )
 
 
 def filled(cameras=3, **settings):
@@ -170,3 +184,67 @@ def test_the_cameras_common_motion_is_taken_out():
     torch.testing.assert_close(poses().detach(), before, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="needs compose 'world'"):
         Poses(PosesConfig(gauge="mean", compose="camera"), 5)
+
+
+def on_a_ring(n, size=1.0):
+    """Cameras of a scene `size` large."""
+    poses = random_poses(n, seed=4)
+    poses[..., 3] *= size
+    return poses
+
+
+@pytest.mark.parametrize("how", ["camera", "world"])
+def test_the_seven_common_motions_are_what_no_picture_sees(how):
+    """Each takes the cameras to where a shift, turn or scale of the whole rig does, to first order."""
+    start = random_poses(6).double()
+    motions, step = common_motions(start, how), 1e-5
+    for k in range(7):
+        adjustment = pose((step * motions[..., k]).double())
+        moved = torch.cat(
+            [
+                (start[..., :3] @ adjustment[..., :3])
+                if how == "camera"
+                else (adjustment[..., :3] @ start[..., :3]),
+                start[..., 3:]
+                + ((start[..., :3] @ adjustment[..., 3:]) if how == "camera" else adjustment[..., 3:]),
+            ],
+            -1,
+        )
+        went = align(start, moved)
+        assert went.translation_error.max() < 1e-8 and went.rotation_error_deg.max() < 1e-6, k
+        assert (moved - start).norm() > 0.5 * step, k
+
+
+@pytest.mark.parametrize("how", ["camera", "world"])
+@pytest.mark.parametrize("size", [1.0, 1000.0])
+def test_refinement_without_common_motion_leaves_the_rig_where_it_was(how, size):
+    start = on_a_ring(8, size)
+    poses = Poses(PosesConfig(gauge="similarity", compose=how), 8)
+    poses.precondition(cameras_at(start))
+    with torch.no_grad():
+        poses.adjustment.normal_(0, 1e-3)
+        poses.adjustment[:, :3] *= size
+        poses.adjustment += 0.01 * common_motions(start, how)[..., 3:].sum(
+            -1
+        )  # two hundredths of a turn, scale
+    went = align(poses.optimized_camera_to_worlds(start), start, cues="centres")
+    assert abs(went.scale - 1) < 1e-4
+    assert poses().detach()[:, :, 3].norm(dim=-1).max() > 1e-4 * size  # what is its own stays
+
+
+def test_the_gradient_through_the_gauge_is_its_transpose():
+    along, across = (x.double() for x in gauge(random_poses(5), "world"))
+    xi = torch.randn(5, 6).double().requires_grad_()
+    weights = torch.randn(5, 6).double()
+    (without(xi, along, across) * weights).sum().backward()
+    assert_close(xi.grad, without(weights, across, along))
+    once = without(xi.detach(), along, across)
+    assert_close(without(once, along, across), once, atol=1e-6, rtol=0)
+
+
+def test_a_gauge_exists_where_cameras_coincide_and_frozen_cameras_need_none():
+    start = random_poses(4)
+    start[..., 3] = 1.0
+    assert all(x.isfinite().all() for x in gauge(start, "world"))
+    assert all(x.isfinite().all() for x in gauge(start[:1], "world"))
+    assert Poses(PosesConfig(gauge="similarity", frozen=(0,)), 3).along is None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from raymarch.model.gauge import gauge, without
 from raymarch.model.preconditioner import preconditioner
 from raymarch.ops.pose import MODES, SMALL_ANGLES, pose
 from raymarch.ops.rays import COMPOSES
@@ -24,9 +25,9 @@ class PosesConfig:
     trainable: tuple[int, ...] | None = (
         None  # ids of the only cameras to refine; None: all that are not frozen
     )
-    gauge: str = (
-        "free"  # mean: the cameras' common motion, which no picture can see, is taken out (world only)
-    )
+    # The cameras' common motion, which no picture can see, is: free; mean: adjustments have mean zero (world
+    # only); similarity: the rig as a whole is not shifted, turned or scaled (model/gauge.py).
+    gauge: str = "free"
     small_angle: str = "exact"  # or nerfstudio: its clamp at 0.01 rad, SO3xR3 only
     # Coarse to fine: the finest hash grid resolution that leads poses grows from `coarse_resolution` (0: all
     # lead from the start) at step `coarse_hold` to everything at step `coarse_until`.
@@ -95,13 +96,31 @@ class Poses(nn.Module):
         self.whitening: Tensor | None
         start = torch.eye(6).expand(cameras, 6, 6).clone() if refines and config.precondition else None
         self.register_buffer("whitening", start)
+        self.along: Tensor | None
+        self.across: Tensor | None
+        fixes = refines and config.gauge == "similarity" and mask is None  # frozen cameras hold the others
+        for name in ("along", "across"):
+            self.register_buffer(name, torch.zeros(cameras, 6, 7) if fixes else None)
+
+    def linear(self, numbers: Tensor) -> Tensor:
+        """What `adjustment` [C, 6] means: coordinates and gauge taken out, frozen cameras not yet."""
+        xi = numbers
+        if self.whitening is not None:  # sums and not a matrix product, which autocast and TF32 may round
+            xi = (self.whitening * xi[:, None, :]).sum(-1)
+        if self.along is not None and self.across is not None:
+            xi = without(xi, self.along, self.across)
+        return xi
+
+    def linear_backward(self, grad: Tensor) -> Tensor:
+        """The gradient of `adjustment` [C, 6] from that of `linear`."""
+        if self.along is not None and self.across is not None:
+            grad = without(grad, self.across, self.along)
+        return grad if self.whitening is None else (self.whitening * grad[:, :, None]).sum(1)
 
     def _xi(self) -> Tensor | None:
         if self.adjustment is None:
             return None
-        xi: Tensor = self.adjustment
-        if self.whitening is not None:  # sums and not a matrix product, which autocast and TF32 may round
-            xi = (self.whitening * xi[:, None, :]).sum(-1)
+        xi = self.linear(self.adjustment)
         if self.free is not None:  # frozen cameras hold the others in place
             return torch.where(self.free, xi, 0.0)
         return xi - xi.mean(0) if self.config.gauge == "mean" else xi
@@ -114,13 +133,21 @@ class Poses(nn.Module):
         return self._xi()
 
     def precondition(self, cameras: Cameras) -> None:
-        """Measure how each camera's six numbers are coupled, if the config asks for it. Before training."""
+        """Measure how the cameras' numbers are coupled, each one's and all together, as the config asks.
+
+        Before training, at the poses that it begins with.
+        """
         if self.whitening is not None:
             config = self.config
             found = preconditioner(
                 cameras, config.compose, config.precondition_damping, config.precondition_spread
             )
             self.whitening.copy_(found)
+        if self.along is not None and self.across is not None:
+            for mine, found in zip(
+                (self.along, self.across), gauge(cameras.camera_to_worlds, self.config.compose), strict=True
+            ):
+                mine.copy_(found)
 
     def forward(self, cameras: Tensor | None = None) -> Tensor | None:
         """Adjustments [C, 3, 4], or those of the cameras asked for, by id. None where the mode is off."""
@@ -163,7 +190,7 @@ def _check(config: PosesConfig, cameras: int) -> None:
         ("mode", config.mode, ("off", *MODES)),
         ("compose", config.compose, tuple(COMPOSES)),
         ("small_angle", config.small_angle, SMALL_ANGLES),
-        ("gauge", config.gauge, ("free", "mean")),
+        ("gauge", config.gauge, ("free", "mean", "similarity")),
     ):
         if value not in words:
             raise ValueError(f"poses: {name} is {value!r}, expected one of {', '.join(words)}")

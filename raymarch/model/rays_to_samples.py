@@ -121,11 +121,9 @@ class RaysToSamples:
         return RaySamples(rayed.origins, rayed.directions, (*levels, level), adjustment, penalty, distortion)
 
     def _six_numbers(self) -> Tensor | None:
-        """Translations and rotation vectors [C, 6], out of preconditioned coordinates where they are."""
-        numbers, whitening = self.model.poses.adjustment, self.model.poses.whitening
-        if numbers is None or whitening is None:
-            return numbers
-        return (whitening * numbers[:, None, :]).sum(-1)
+        """Translations and rotation vectors [C, 6], out of the coordinates they are refined in."""
+        numbers = self.model.poses.adjustment
+        return None if numbers is None else self.model.poses.linear(numbers)
 
     def _refinement(self) -> dict:
         poses, config = self.model.poses, self.config.poses
@@ -192,5 +190,4 @@ class RaysToSamples:
             xi, how["free"], how["centred"], MODES[how["mode"]], how["small_angle"] == "nerfstudio",
             how["translation"], how["rotation"], grad_pose, grad_penalty,
         )  # fmt: skip
-        whitening = self.model.poses.whitening
-        found.of[numbers] = grad_xi if whitening is None else (whitening * grad_xi[:, :, None]).sum(1)
+        found.of[numbers] = self.model.poses.linear_backward(grad_xi)
