@@ -13,7 +13,6 @@ import torch
 from bench.cases import CASES
 from raymarch import _C
 from raymarch.apps import profiling
-from raymarch.apps.cli import main
 from raymarch.apps.profiling import Request, profile_run
 from raymarch.config import override, preset
 from raymarch.ops import _op
@@ -357,6 +356,9 @@ def test_nvtx_ranges_are_balanced_in_one_domain_and_off_by_default(monkeypatch):
 
 
 def refused(capsys, *words) -> str:
+    pytest.importorskip("tyro", reason="the command line needs tyro")
+    from raymarch.apps.cli import main
+
     with pytest.raises(SystemExit) as stopped:
         main(["profile", *map(str, words)])
     assert stopped.value.code == 1

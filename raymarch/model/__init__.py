@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
+from raymarch.model.exact import density_at_once
 from raymarch.model.fields import Fields, FieldsConfig
 from raymarch.model.losses import LossesConfig, losses
 from raymarch.model.poses import Poses, PosesConfig
@@ -98,9 +99,10 @@ class Model(nn.Module):
         if detail is not None and self.config.poses.mode != "off":
             poses = self.config.poses
             rays = replace(rays, sight=Sight(detail, poses.smooth_slope, poses.blur_map))
-        samples, proposals = self.sampler(
-            rays, list(self.fields.proposals), counter, anneal, train, update_proposals
-        )
+        densities: list = list(self.fields.proposals)
+        if train and not update_proposals and rays.sight is None and pixels.xy.is_cuda and self.native:
+            densities = [density_at_once(field) for field in densities]  # as the fused stages do
+        samples, proposals = self.sampler(rays, densities, counter, anneal, train, update_proposals)
         field = self.fields(rays, samples, heads, train, self.config.poses.through_directions)
         if train and self.config.losses.gradient_scaling:
             field = calmed(field, samples)

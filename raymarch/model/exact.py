@@ -60,7 +60,7 @@ def density_in_one(field: ProposalField) -> Callable[[Tensor, Tensor, Tensor], T
     return density
 
 
-def asked_at_once(field: ProposalField) -> Callable[[Rays, Samples], Tensor]:
+def density_at_once(field: ProposalField) -> Callable[[Rays, Samples], Tensor]:
     """The field, through one op where that runs its network."""
     density = density_in_one(field)
     return field if density is None else lambda rays, at: density(rays.origins, rays.directions, at.t)
@@ -79,7 +79,7 @@ def render_pixels(
     if not allowed or not networks_fit(model.fields.radiance):
         return heads_of(model(pixels, cameras, train=False, heads=heads))
     rays = generate(pixels, cameras, None, model.config.rays, False)
-    samples, _ = model.sampler(rays, [asked_at_once(f) for f in model.fields.proposals])  # type: ignore[arg-type]
+    samples, _ = model.sampler(rays, [density_at_once(f) for f in model.fields.proposals])  # type: ignore[arg-type]
     seen = pictures(model, rays, samples.t, "feature_hidden" in heads)
     found = pictured(seen)
     if "feature_hidden" in heads:
