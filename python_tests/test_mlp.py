@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from raymarch.nn.mlp import MLP
-from raymarch.ops.mlp import density, mlp, mlp_input_gradient, parameters, shapes
+from raymarch.ops.mlp import density, mlp, mlp_gradients, mlp_input_gradient, parameters, shapes
 
 # CUDA rounds the factors of every product to ten bits of mantissa.
 TOLERANCE = {"cpu": 1e-5, "cuda": 2e-3}
@@ -200,6 +200,30 @@ def test_arrays_that_do_not_fit_are_named(device):
         mlp(x, params.double(), 64, 1, 16)
     with pytest.raises(ValueError, match="density: h has shape"):
         density(x, torch.zeros(5, 3, device=device))
+
+
+@pytest.mark.parametrize("inputs,hidden,layers", [(132, 64, 1), (9, 32, 2)])
+@pytest.mark.parametrize("each", [48, 7, 1])
+def test_points_may_share_rows_of_the_outputs_gradient(inputs, hidden, layers, each, device):
+    """The kernel that the feature field has, on CUDA, and any other."""
+    rows, outputs = 150, 64
+    x = torch.rand(rows * each, inputs, device=device)
+    x = x.half() if device.type == "cuda" else x
+    params = 0.1 * torch.randn(parameters(inputs, hidden, layers, outputs), device=device)
+    share = torch.rand(rows * each, device=device) ** 3
+    grad = torch.randn(rows, outputs, device=device)
+    if each == 48:  # points that are summed together on CUDA are then of one row, large or small
+        grad *= 10.0 ** torch.randint(-9, 3, (rows, 1), device=device)
+    how = (x, params, hidden, layers, 0, 1.0, None)
+    got = mlp_gradients(*how, grad, 96 if inputs > 96 else inputs, True, share)
+    whole = share[:, None] * grad.repeat_interleave(each, 0)
+    want = mlp_gradients(*how, whole, 96 if inputs > 96 else inputs, True)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-3 * float(b.abs().max()))
+    by_row = got[0].view(rows, -1).norm(dim=1) / want[0].view(rows, -1).norm(dim=1)
+    torch.testing.assert_close(by_row, torch.ones_like(by_row), rtol=2e-3, atol=0)
+    with pytest.raises(ValueError, match="grad_y must have a row per point"):
+        mlp_gradients(*how, grad[:-1], inputs, True, share)
 
 
 def test_density_is_a_truncated_exponential(device):

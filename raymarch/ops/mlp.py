@@ -89,8 +89,13 @@ def mlp_gradients(
     grad_y: Tensor,
     columns: int,
     need_params: bool,
+    share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`mlp_backward` with the gradient of the first `columns` columns of x alone; 0 for none."""
+    """`mlp_backward` with the gradient of the first `columns` columns of x alone; 0 for none.
+
+    With share [P] the gradient of point p's outputs is share[p] times the row of grad_y [R, outputs] that
+    P / R points in order have in common.
+    """
     grad_x = empty((x.shape[0], columns) if columns else (0,), dtype=params.dtype, device=x.device)
     grad_params = empty_like(params) if need_params else params.new_empty(0)
     partial = None
@@ -99,7 +104,7 @@ def mlp_gradients(
         partial = empty((rows, params.shape[0]), dtype=params.dtype, device=x.device)
     launch(
         "mlp_backward",
-        *(x, params, hidden, layers, activation, padding, y, grad_y),
+        *(x, params, hidden, layers, activation, padding, y, grad_y, share),
         grad_x if columns else None,
         grad_params if need_params else None,
         partial,
