@@ -116,8 +116,9 @@ def train_row(row: str, scene: Scene, seed: int, device: torch.device) -> dict[s
     photos, names = [scene.images[i] for i in scene.test], [scene.names[i] for i in scene.test]
     found = {}
     for mark in MARKS:
-        for _ in trainer.iterate(mark):
-            pass
+        with repeatable(row):
+            for _ in trainer.iterate(mark):
+                pass
         rows = [r for r, _ in evaluate(trainer.model, cameras, photos, names, scene.background)]
         values = {
             "psnr": statistics.fmean(r.psnr for r in rows),
@@ -213,8 +214,7 @@ def main() -> None:
         scene = photos(args.scenes / "fox_full")
         data = with_features(scene) if row.startswith("f3rm") else scene
         seeds = 1 if row.endswith("_same") else args.seeds
-        with repeatable(row):
-            runs = [train_row(row, data, seed, device) for seed in range(seeds)]
+        runs = [train_row(row, data, seed, device) for seed in range(seeds)]
         marks = mean_over_seeds(runs)
         told: dict[str, object] = {"protocol": PROTOCOL}
         if (seconds := seconds_to(PEERS_PSNR, marks)) is not None:
