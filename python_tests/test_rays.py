@@ -24,17 +24,18 @@ def close(got, want, rtol=1e-5, atol=1e-6):
     assert_close(got.detach().cpu().double(), want, rtol=rtol, atol=atol)
 
 
-def shoot(device, lens, intrinsics, pixel, distortion=(), at=(0, 0, 0), **options):
+def shoot(device, lens, intrinsics, pixel, distortion=(), at=(0, 0, 0), double=False, **options):
     """One ray of one camera that looks along -z: origin, direction, area, norm, converged."""
     poses = torch.eye(3, 4)
     poses[:, 3] = torch.tensor(at)
-    padded = torch.zeros(1, 12)
+    kind = torch.float64 if double else torch.float32
+    padded = torch.zeros(1, 12, dtype=kind)
     padded[0, : len(distortion)] = torch.tensor(distortion)
     tensors = (
         torch.zeros(1, dtype=torch.int64),
-        torch.tensor([pixel]),
-        poses[None],
-        torch.tensor([intrinsics]),
+        torch.tensor([pixel], dtype=kind),
+        poses[None].to(kind),
+        torch.tensor([intrinsics], dtype=kind),
         padded,
         torch.tensor([LENSES.index(lens)]),
     )
@@ -331,11 +332,77 @@ def test_only_the_gradient_asked_for_is_computed(device):
     assert (args[2].grad[..., 3] == 0).all()  # directions say nothing about the centre
 
 
-def test_gradients_to_lenses_are_refused(device):
-    args = [x.to(device) if isinstance(x, torch.Tensor) else x for x in inputs(5, "camera")]
+def test_gradients_to_panoramas_and_pixels_are_refused(device):
+    """The CPU refuses a lens that has no such gradient; CUDA, which cannot look, marks its camera."""
+    args = [x.to(device) if isinstance(x, torch.Tensor) else x for x in inputs(50, "camera")]
     args[3] = args[3].clone().requires_grad_()
-    with pytest.raises(RuntimeError, match="not pixels or lenses"):
+    total = rays(*args)[1].sum()
+    if device.type == "cpu":
+        with pytest.raises(ValueError, match="perspective and fisheye lenses, not panoramas"):
+            total.backward()
+    else:
+        total.backward()
+        refined, seen = args[5] < 2, torch.zeros_like(args[5], dtype=torch.bool)
+        seen[args[0]] = True
+        assert args[3].grad[refined].isfinite().all() and args[3].grad[seen & ~refined].isnan().all()
+    args[1], args[3] = args[1].clone().requires_grad_(), args[3].detach()
+    with pytest.raises(RuntimeError, match="reach cameras, not pixels"):
         rays(*args)[1].sum().backward()
+
+
+def test_a_ray_that_ignores_its_distortion_says_nothing_of_the_lens(device):
+    """k1 = -1 folds at a radius of 0.385: of two rays the one beyond has no gradient."""
+
+    def gradients(pixels):
+        tensors = (
+            torch.zeros(len(pixels), dtype=torch.int64),
+            torch.tensor(pixels),
+            torch.eye(3, 4)[None],
+            torch.tensor([[1.0, 1, 0, 0]]),
+            torch.tensor([[-1.0, *[0.0] * 11]]),
+            torch.zeros(1, dtype=torch.int64),
+        )
+        camera, xy, poses, intrinsics, distortion, lens = (t.to(device) for t in tensors)
+        intrinsics.requires_grad_(), distortion.requires_grad_()
+        _, d, _, _, converged = rays(camera, xy, poses, intrinsics, distortion, lens)
+        d[:, 0].sum().backward()
+        return converged.tolist(), intrinsics.grad, distortion.grad
+
+    converged, focal, bent = gradients([[0.2, 0.1], [0.9, 0.1]])
+    assert converged == [True, False] and focal.abs().max() > 0.01 and bent.abs().max() > 0.01
+    _, focal_alone, bent_alone = gradients([[0.2, 0.1]])
+    assert torch.equal(focal, focal_alone) and torch.equal(bent, bent_alone)
+
+
+@pytest.mark.parametrize("lens", ["perspective", "fisheye"])
+@pytest.mark.parametrize("degrees", [0.0, 5.0, 17.9, 18.3, 60.0, 130.0])
+def test_the_gradient_of_a_lens_at_every_angle(device, lens, degrees):
+    """Near the axis too, where a fisheye's formulas are series, and at k = 0, where nothing is undone."""
+    if lens == "perspective" and degrees > 80:
+        pytest.skip("a perspective lens does not see behind itself")
+    reach = math.radians(degrees) if lens == "fisheye" else math.tan(math.radians(degrees))
+    pixel = [320 + 500 * reach * 0.6, 240 + 400 * reach * 0.8]
+    towards = torch.tensor([0.3, -0.5, 0.7])
+
+    def seen(numbers):
+        camera = (lens, numbers[:4].tolist(), pixel, [*numbers[4:].tolist()])
+        return (shoot("cpu", *camera, double=True)[1] * towards.double()).sum()
+
+    start = torch.tensor([*FIRST, *[0.0] * 6], dtype=torch.float64)
+    steps = torch.tensor([1e-2] * 4 + [1e-4] * 6, dtype=torch.float64).diag()
+    if degrees == 0:
+        start[4:] = 0.01
+    slopes = [float((seen(start + e) - seen(start - e)) / (2 * e.sum())) for e in steps]
+    intrinsics, distortion = start[:4].float(), torch.zeros(12)
+    distortion[:6] = start[4:]
+    one = torch.zeros(1, dtype=torch.int64, device=device)
+    lenses = [x.to(device)[None].clone().requires_grad_() for x in (intrinsics, distortion)]
+    places = (torch.tensor([pixel], device=device), torch.eye(3, 4, device=device)[None])
+    _, d, *_ = rays(one, *places, *lenses, one + LENSES.index(lens))
+    (d[0] * towards.to(device)).sum().backward()
+    found = torch.cat([lenses[0].grad[0], lenses[1].grad[0, :6]])
+    scale = torch.tensor(slopes).abs().clamp_min(1e-9)
+    close(found / scale.to(device), torch.tensor(slopes) / scale, rtol=0, atol=2e-4)
 
 
 def test_unknown_words_are_refused():

@@ -82,6 +82,22 @@ def rays_backward(
     /,
 ) -> None: ...
 
+# The gradient of intrinsics and, after its four numbers, of distortion, for perspective and fisheye lenses.
+def rays_lens_backward(
+    camera_to_worlds: Array,
+    camera: Array,
+    xy: Array,
+    intrinsics: Array,
+    distortion: Array,
+    lens: Array,
+    adjustment: Array | None,
+    compose: int,
+    grad_directions: Array,
+    same_every_time: bool,
+    grad_lens: Array,
+    /,
+) -> None: ...
+
 # Where each ray enters and leaves a box.
 def near_far(
     origins: Array,

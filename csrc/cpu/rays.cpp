@@ -25,6 +25,9 @@ struct Views {
     for (int k = 0; k < 12; ++k) l.k[k] = distortion.data[12 * c + k];
     return l;
   }
+  LocalRay local(int64_t i, int64_t c) const {
+    return local_ray(lens_of(c), xy.data[2 * i], xy.data[2 * i + 1], {0, 0});
+  }
   Mat34 adjustment_of(int64_t c) const { return adjustment ? load34(adjustment.data, c) : identity34(); }
 };
 
@@ -40,29 +43,25 @@ void check(const Views& v, int64_t compose) {
 constexpr int64_t kRaysPerSum = 1024;  // one partial sum per so many rays, whoever computes it
 constexpr int64_t kMostSums = 64;
 
-// Sums what each ray says about its camera, in an order that does not depend on the threads.
-void sum_over_cameras(const Views& v, Maybe<In<real, kRays, 3>> grad_origins,
-                      Maybe<In<real, kRays, 3>> grad_directions, bool to_adjustment,
-                      Out<real, kCameras, 3, 4> grad) {
-  const int64_t rays = v.camera.size[0], numbers = 12 * v.poses.size[0];
+// Sums what each ray says about its camera, in an order that does not depend on the threads. `says` gives 12
+// numbers for ray i of camera c, which come first in a camera's `width`.
+template <class Says>
+void sum_over_cameras(const Views& v, int64_t width, real* grad, const Says& says) {
+  const int64_t rays = v.camera.size[0], numbers = width * v.poses.size[0];
   const int64_t sums = std::max<int64_t>(1, std::min(kMostSums, rays / kRaysPerSum));
   std::vector<double> partial(sums * numbers, 0.0);
   run_chunks(sums, [&](int64_t s) {
     double* sum = partial.data() + s * numbers;
     for (int64_t i = rays * s / sums; i < rays * (s + 1) / sums; ++i) {
       const int64_t c = v.camera.data[i];
-      const LocalRay local = local_ray(v.lens_of(c), v.xy.data[2 * i], v.xy.data[2 * i + 1], {0, 0});
-      const Vec3 g_o = grad_origins ? load3(grad_origins.data, i) : Vec3{};
-      const Vec3 g_d = grad_directions ? load3(grad_directions.data, i) : Vec3{};
-      const Mat34 g =
-          world_ray_vjp(load34(v.poses.data, c), v.adjustment_of(c), v.world, local, g_o, g_d, to_adjustment);
-      for (int k = 0; k < 12; ++k) sum[12 * c + k] += g.m[k];
+      const auto one = says(i, c);
+      for (int k = 0; k < 12; ++k) sum[width * c + k] += one.m[k];
     }
   });
   for (int64_t k = 0; k < numbers; ++k) {
     double total = 0;
     for (int64_t s = 0; s < sums; ++s) total += partial[s * numbers + k];
-    grad.data[k] = real(total);
+    grad[k] = real(total);
   }
 }
 
@@ -115,8 +114,34 @@ void rays_backward(Cpu, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> camer
                    compose == kComposeWorld,
                    real(eye_distance / 2)};
   check(v, compose);
-  if (grad_poses) sum_over_cameras(v, grad_origins, grad_directions, false, grad_poses);
-  if (grad_adjustment) sum_over_cameras(v, grad_origins, grad_directions, true, grad_adjustment);
+  const auto sum_into = [&](real* grad, bool to_adjustment) {
+    sum_over_cameras(v, 12, grad, [&](int64_t i, int64_t c) {
+      const Vec3 g_o = grad_origins ? load3(grad_origins.data, i) : Vec3{};
+      const Vec3 g_d = grad_directions ? load3(grad_directions.data, i) : Vec3{};
+      return world_ray_vjp(load34(v.poses.data, c), v.adjustment_of(c), v.world, v.local(i, c), g_o, g_d,
+                           to_adjustment);
+    });
+  };
+  if (grad_poses) sum_into(grad_poses.data, false);
+  if (grad_adjustment) sum_into(grad_adjustment.data, true);
+}
+
+void rays_lens_backward(Cpu, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> camera, In<real, kRays, 2> xy,
+                        In<real, kCameras, 4> intrinsics, In<real, kCameras, 12> distortion,
+                        In<int64_t, kCameras> lens, Maybe<In<real, kCameras, 3, 4>> adjustment,
+                        int64_t compose, In<real, kRays, 3> grad_directions, bool same_every_time,
+                        Out<real, kCameras, 16> grad) {
+  const Views v = {poses, camera, xy, intrinsics, distortion, lens, adjustment, compose == kComposeWorld, 0};
+  check(v, compose);
+  for (int64_t i = 0; i < camera.size[0]; ++i)
+    require(can_refine(lens.data[camera.data[i]]),
+            "gradients reach perspective and fisheye lenses, not panoramas, orthophotos or fisheye624");
+  sum_over_cameras(v, 16, grad.data, [&](int64_t i, int64_t c) {
+    const Mat34 pose = composed(load34(poses.data, c), v.adjustment_of(c), v.world);
+    const LocalRay local = v.local(i, c);
+    const Vec3 g = local_vjp(pose, local, load3(grad_directions.data, i));
+    return lens_vjp(v.lens_of(c), xy.data[2 * i], xy.data[2 * i + 1], local, g);
+  });
 }
 
 }  // namespace raymarch

@@ -12,12 +12,33 @@ struct Gradients {
   Maybe<In<real, kRays, 3>> origins, directions;
 };
 
-__device__ Mat34 ray_says(const Views& v, const Gradients& g, int64_t i, int64_t c, bool to_adjustment) {
-  const LocalRay local = local_ray(lens_of(v, c), v.xy.data[2 * i], v.xy.data[2 * i + 1], {0, 0});
-  const Vec3 g_o = g.origins ? load3(g.origins.data, i) : Vec3{};
-  const Vec3 g_d = g.directions ? load3(g.directions.data, i) : Vec3{};
-  return world_ray_vjp(load34(v.poses.data, c), adjustment_of(v, c), v.world, local, g_o, g_d, to_adjustment);
+__device__ __forceinline__ LocalRay local_of(const Views& v, int64_t i, int64_t c) {
+  return local_ray(lens_of(v, c), v.xy.data[2 * i], v.xy.data[2 * i + 1], {0, 0});
 }
+
+// What ray i says about its camera c: 12 numbers, which come first in the camera's `kWidth`.
+struct SaysPose {
+  static constexpr int kWidth = 12;
+  Gradients g;
+  bool to_adjustment;
+  __device__ Mat34 operator()(const Views& v, int64_t i, int64_t c) const {
+    const LocalRay local = local_of(v, i, c);
+    const Vec3 g_o = g.origins ? load3(g.origins.data, i) : Vec3{};
+    const Vec3 g_d = g.directions ? load3(g.directions.data, i) : Vec3{};
+    return world_ray_vjp(load34(v.poses.data, c), adjustment_of(v, c), v.world, local, g_o, g_d,
+                         to_adjustment);
+  }
+};
+struct SaysLens {
+  static constexpr int kWidth = 16;
+  In<real, kRays, 3> directions;
+  __device__ LensNumbers operator()(const Views& v, int64_t i, int64_t c) const {
+    const LocalRay local = local_of(v, i, c);
+    const Mat34 pose = composed(load34(v.poses.data, c), adjustment_of(v, c), v.world);
+    const Vec3 g = local_vjp(pose, local, load3(directions.data, i));
+    return lens_vjp(lens_of(v, c), v.xy.data[2 * i], v.xy.data[2 * i + 1], local, g);
+  }
+};
 
 }  // namespace
 
@@ -37,7 +58,8 @@ __global__ void __launch_bounds__(128)
 
 // The lanes of a warp that share a camera add up; the first of them is left with the sum, and told so. Lanes
 // fold in pairs of neighbours within their group, so random cameras cost one or two rounds of shuffles.
-__device__ __forceinline__ bool fold_by_camera(int64_t camera, Mat34& sum) {
+template <class Sum>
+__device__ __forceinline__ bool fold_by_camera(int64_t camera, Sum& sum) {
   const unsigned group = __match_any_sync(~0u, static_cast<long long>(camera));
   const unsigned below = group & ((1u << lane()) - 1u);
   unsigned above = group & ~below & ~(1u << lane());
@@ -73,11 +95,11 @@ __device__ __forceinline__ void add_row(const real (&row)[12], bool by_four, rea
 // rows there are. Without `shared` rows (too many cameras) every warp adds for itself.
 constexpr int kSumWarps = 8, kRow = 13;         // numbers between rows: cameras meet in few banks
 constexpr size_t kMostRows = size_t{96} << 10;  // bytes of shared memory, for 236 cameras
+template <class Says>
 __global__ void __launch_bounds__(32 * kSumWarps)
-    rays_backward_kernel(Views v, Gradients g, bool to_adjustment, bool shared, bool by_four,
-                         Out<real, kCameras, 3, 4> grad) {
+    rays_backward_kernel(Views v, Says says, bool shared, bool by_four, real* grad) {
   extern __shared__ real rows[];
-  const int cameras = int(grad.size[0]);
+  const int cameras = int(v.poses.size[0]);
   real* mine = rows + (threadIdx.x / 32) * cameras * kRow;
   for (int i = threadIdx.x; shared && i < kSumWarps * cameras * kRow; i += blockDim.x) rows[i] = 0;
   __syncthreads();
@@ -88,14 +110,14 @@ __global__ void __launch_bounds__(32 * kSumWarps)
     const int64_t asked = i < v.camera.size[0] ? v.camera.data[i] : -1;
     const bool known = has_camera(v, asked);
     const int64_t c = known ? asked : -1;
-    Mat34 sum = {};
-    if (known) sum = ray_says(v, g, i, c, to_adjustment);
+    decltype(says(v, i, c)) sum = {};
+    if (known) sum = says(v, i, c);
     if (fold_by_camera(c, sum) && known) {
       if (shared) {
 #pragma unroll
         for (int k = 0; k < 12; ++k) mine[c * kRow + k] += sum.m[k];
       } else {
-        add_row(sum.m, by_four, grad.data + 12 * c);
+        add_row(sum.m, by_four, grad + Says::kWidth * c);
       }
     }
     __syncwarp();  // another lane may be the first of this camera next time
@@ -111,19 +133,20 @@ __global__ void __launch_bounds__(32 * kSumWarps)
     }
 #pragma unroll
     for (int k = 0; k < 12; ++k) met |= row[k] != 0;
-    if (met) add_row(row, by_four, grad.data + 12 * c);
+    if (met) add_row(row, by_four, grad + Says::kWidth * c);
   }
 }
 
 // One block per camera, which looks at every ray: no atomics, so the same sum every time.
 constexpr int kWarpsPerCamera = 8;
+template <class Says>
 __global__ void __launch_bounds__(32 * kWarpsPerCamera)
-    rays_backward_same_kernel(Views v, Gradients g, bool to_adjustment, Out<real, kCameras, 3, 4> grad) {
+    rays_backward_same_kernel(Views v, Says says, real* grad) {
   const int64_t c = blockIdx.x;
-  Mat34 sum = {};
+  decltype(says(v, c, c)) sum = {};
   for (int64_t i = threadIdx.x; i < v.camera.size[0]; i += blockDim.x) {
     if (v.camera.data[i] != c) continue;
-    const Mat34 one = ray_says(v, g, i, c, to_adjustment);
+    const auto one = says(v, i, c);
 #pragma unroll
     for (int k = 0; k < 12; ++k) sum.m[k] += one.m[k];
   }
@@ -135,10 +158,27 @@ __global__ void __launch_bounds__(32 * kWarpsPerCamera)
     if (lane() == 0) sums[threadIdx.x / 32][k] = total;
   }
   __syncthreads();
-  if (threadIdx.x >= 12) return;
+  if (threadIdx.x >= Says::kWidth) return;
   real total = 0;
-  for (int w = 0; w < kWarpsPerCamera; ++w) total += sums[w][threadIdx.x];
-  grad.data[12 * c + threadIdx.x] = total;
+  for (int w = 0; w < kWarpsPerCamera && threadIdx.x < 12; ++w) total += sums[w][threadIdx.x];
+  grad[Says::kWidth * c + threadIdx.x] = total;
+}
+
+// Sums what the rays say about each camera into its row of `grad`.
+template <class Says>
+void sum_over_cameras(Cuda q, const char* name, const Views& v, const Says& says, bool same_every_time,
+                      real* grad) {
+  const size_t cameras = size_t(v.poses.size[0]);
+  if (same_every_time)
+    return launch(name, rays_backward_same_kernel<Says>, blocks(cameras, 1), 32 * kWarpsPerCamera, q, v, says,
+                  grad);
+  zero(name, grad, sizeof(real) * Says::kWidth * cameras, q);
+  const size_t room = sizeof(real) * kSumWarps * kRow * cameras;
+  const bool shared = room <= kMostRows;
+  const unsigned grid =
+      std::min(blocks(v.camera.size[0], 32 * kSumWarps), unsigned((shared ? 1 : 4) * multiprocessors(q)));
+  launch_shared(name, rays_backward_kernel<Says>, grid, 32 * kSumWarps, shared ? room : 0, q, v, says, shared,
+                aligned(grad, 16), grad);
 }
 
 void rays_forward(Cuda q, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> camera, In<real, kRays, 2> xy,
@@ -179,19 +219,21 @@ void rays_backward(Cuda q, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> ca
                    real(eye_distance / 2)};
   const Gradients g = {grad_origins, grad_directions};
   const auto sum_into = [&](const Out<real, kCameras, 3, 4>& grad, bool to_adjustment) {
-    if (same_every_time)
-      return launch("rays_backward", rays_backward_same_kernel, blocks(grad.size[0], 1), 32 * kWarpsPerCamera,
-                    q, v, g, to_adjustment, grad);
-    zero("rays_backward", grad.data, sizeof(real) * 12 * grad.size[0], q);
-    const size_t room = sizeof(real) * kSumWarps * kRow * size_t(grad.size[0]);
-    const bool shared = room <= kMostRows;
-    const unsigned grid =
-        std::min(blocks(camera.size[0], 32 * kSumWarps), unsigned((shared ? 1 : 4) * multiprocessors(q)));
-    launch_shared("rays_backward", rays_backward_kernel, grid, 32 * kSumWarps, shared ? room : 0, q, v, g,
-                  to_adjustment, shared, aligned(grad.data, 16), grad);
+    sum_over_cameras(q, "rays_backward", v, SaysPose{g, to_adjustment}, same_every_time, grad.data);
   };
   if (grad_poses) sum_into(grad_poses, false);
   if (grad_adjustment) sum_into(grad_adjustment, true);
+}
+
+void rays_lens_backward(Cuda q, In<real, kCameras, 3, 4> poses, In<int64_t, kRays> camera,
+                        In<real, kRays, 2> xy, In<real, kCameras, 4> intrinsics,
+                        In<real, kCameras, 12> distortion, In<int64_t, kCameras> lens,
+                        Maybe<In<real, kCameras, 3, 4>> adjustment, int64_t compose,
+                        In<real, kRays, 3> grad_directions, bool same_every_time,
+                        Out<real, kCameras, 16> grad) {
+  require(compose >= 0 && compose < kComposes, "compose is 0 (camera) or 1 (world)");
+  const Views v = {poses, camera, xy, intrinsics, distortion, lens, adjustment, compose == kComposeWorld, 0};
+  sum_over_cameras(q, "rays_lens_backward", v, SaysLens{grad_directions}, same_every_time, grad.data);
 }
 
 }  // namespace raymarch

@@ -1,4 +1,4 @@
-// From a pixel to a ray: lens models, distortion and its inverse, and the vjp to the pose.
+// From a pixel to a ray: lens models, distortion and its inverse, and the vjps to pose and lens.
 //
 //   u, v         image plane: (x - cx)/fx to the right, (y - cy)/fy downwards
 //   local ray    in the camera's frame: x right, y up, looking along -z
@@ -239,13 +239,18 @@ RM_HD Mat34 outer_sum(Vec3 a, Vec3 b, Vec3 c, Vec3 d, Vec3 t) {
            a.z * b.z + c.z * d.z, t.z}};
 }
 
+// The gradient of a ray's direction before it was made a unit, in the world.
+RM_HD Vec3 unit_vjp(const WorldRay& ray, Vec3 grad_direction) {
+  const bool vanished = !(ray.norm > real(kShortest));  // a direction of length zero stays zero
+  const Vec3 across = grad_direction - dot(ray.direction, grad_direction) * ray.direction;
+  return (vanished ? real(0) : 1 / ray.norm) * across;
+}
+
 // What one ray says about its camera: the gradient to the adjustment, or else to the pose.
 RM_HD Mat34 world_ray_vjp(const Mat34& pose, const Mat34& adjustment, bool world, const LocalRay& ray,
                           Vec3 grad_origin, Vec3 grad_direction, bool to_adjustment) {
   const WorldRay out = world_ray(composed(pose, adjustment, world), ray);
-  const bool vanished = !(out.norm > real(kShortest));  // a direction of length zero stays zero
-  const Vec3 across = grad_direction - dot(out.direction, grad_direction) * out.direction;
-  const Vec3 g_u = (vanished ? real(0) : 1 / out.norm) * across, g_o = grad_origin;
+  const Vec3 g_u = unit_vjp(out, grad_direction), g_o = grad_origin;
   const Vec3 d = ray.direction, offset = ray.offset;
   if (to_adjustment) {
     if (world) return outer_sum(g_u, rotate(pose, d), g_o, rotate(pose, offset), g_o);
@@ -256,6 +261,51 @@ RM_HD Mat34 world_ray_vjp(const Mat34& pose, const Mat34& adjustment, bool world
     return outer_sum(rotate_transposed(adjustment, g_u), d, rotate_transposed(adjustment, g_o), offset, g_o);
   return outer_sum(g_u, rotate(adjustment, d), g_o, rotate(adjustment, offset) + translation(adjustment),
                    g_o);
+}
+
+// The slope of sinc x, over x; in powers of x x where the difference would cancel.
+RM_HD real sinc_slope(real x) {
+  const real q = x * x;
+  if (q > real(0.1)) return (cosine(x) - sinc(x)) / q;
+  return -1 / real(3) + q * (1 / real(30) - q * (1 / real(840) - q * (1 / real(45360) - q / real(3991680))));
+}
+
+// From the gradient of the direction of a lens that `can_refine`, not yet a unit, to that of its plane point.
+RM_HD Vec2 plane_vjp(const Lens& lens, Vec2 p, Vec3 g) {
+  if (lens.model == kPerspective) return {g.x, -g.y};
+  const real angle = std::sqrt(dot(p, p)), s = sinc(angle);
+  const real along = sinc_slope(angle) * (g.x * p.x - g.y * p.y) + s * g.z;
+  return {s * g.x + along * p.x, -s * g.y + along * p.y};
+}
+
+RM_HD bool can_refine(int64_t model) { return model == kPerspective || model == kFisheye; }
+
+// fx fy cx cy k1 k2 k3 k4 p1 p2 and two zeros.
+struct LensNumbers {
+  real m[12];
+};
+
+// What one ray says about its lens; g is the gradient of its direction in the camera's frame, not yet a unit.
+// `distort` takes the ray's plane point p to the pixel's uv. So, by the implicit function theorem and however
+// p was found, dp = J^-1 (d uv - dk d distort / dk), with J the Jacobian of `distort` at p. A ray that
+// ignores its distortion says nothing, and of a lens that cannot be refined it says NaN.
+RM_HD LensNumbers lens_vjp(const Lens& lens, real x, real y, const LocalRay& ray, Vec3 g) {
+  if (!can_refine(lens.model)) return {{NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, 0, 0}};
+  if (!ray.converged) return {};
+  const Vec2 p = ray.plane, g_p = plane_vjp(lens, p, g);
+  const PlaneMap m = distort(lens, p);
+  const real det = m.xx * m.yy - m.xy * m.yx;
+  const Vec2 q = {(m.yy * g_p.x - m.yx * g_p.y) / det, (m.xx * g_p.y - m.xy * g_p.x) / det};
+  const real r = dot(p, p), radial = -r * dot(p, q), both = -2 * p.x * p.y;
+  const Vec2 g_c = {-q.x / lens.fx, -q.y / lens.fy};
+  return {{g_c.x * (x - lens.cx) / lens.fx, g_c.y * (y - lens.cy) / lens.fy, g_c.x, g_c.y, radial, r * radial,
+           r * r * radial, r * r * r * radial, both * q.x - (r + 2 * p.y * p.y) * q.y,
+           both * q.y - (r + 2 * p.x * p.x) * q.x, 0, 0}};
+}
+
+// The gradient of a ray's direction in the camera's frame, not yet a unit.
+RM_HD Vec3 local_vjp(const Mat34& pose, const LocalRay& ray, Vec3 grad_direction) {
+  return rotate_transposed(pose, unit_vjp(world_ray(pose, ray), grad_direction));
 }
 
 }  // namespace raymarch

@@ -1,4 +1,4 @@
-"""From pixels to rays: lens models, distortion, the pose and its gradient."""
+"""From pixels to rays: lens models, distortion, the pose, and the gradients of pose and lens."""
 
 import torch
 from torch import Tensor
@@ -57,13 +57,45 @@ def rays_backward(
     return grad_poses, grad_adjustment
 
 
-def _backward(inputs, saved, grads, needs):
-    if needs[2] or needs[3] or needs[4]:
-        raise RuntimeError("rays: gradients reach camera_to_worlds and adjustment, not pixels or lenses")
+@op
+def rays_lens_backward(
+    camera_to_worlds: Tensor,
+    camera: Tensor,
+    xy: Tensor,
+    intrinsics: Tensor,
+    distortion: Tensor,
+    lens: Tensor,
+    adjustment: Tensor | None,
+    compose: int,
+    grad_directions: Tensor,
+    same_every_time: bool,
+) -> Tensor:
+    """The gradient of intrinsics and distortion, one after the other [C, 16]."""
+    grad = camera_to_worlds.new_empty(camera_to_worlds.shape[0], 16)
+    cameras = (camera_to_worlds, camera, xy, intrinsics, distortion, lens, adjustment, compose)
+    launch("rays_lens_backward", *cameras, grad_directions, same_every_time, grad)
+    return grad
+
+
+def views_backward(views, grad_origins, grad_directions, needs):
+    """Gradients of the nine arguments that rays are cast with, None where `needs` asks for none."""
     same = torch.are_deterministic_algorithms_enabled()
-    poses, adjustment = rays_backward(*inputs, grads[0], grads[1], needs[0], needs[6], same)
-    skipped = (None,) * 5
-    return poses if needs[0] else None, *skipped, adjustment if needs[6] else None, None, None
+    found: list[Tensor | None] = [None] * 9
+    if needs[0] or needs[6]:
+        poses, adjustment = rays_backward(*views, grad_origins, grad_directions, needs[0], needs[6], same)
+        found[0], found[6] = poses if needs[0] else None, adjustment if needs[6] else None
+    if needs[3] or needs[4]:
+        if grad_directions is None:
+            grad_directions = views[2].new_zeros(views[2].shape[0], 3)
+        lenses = rays_lens_backward(*views[:8], grad_directions, same)
+        found[3], found[4] = lenses[:, :4] if needs[3] else None, lenses[:, 4:] if needs[4] else None
+    return found
+
+
+def _backward(inputs, saved, grads, needs):
+    if needs[2]:
+        raise RuntimeError("rays: gradients reach cameras, not pixels")
+    return tuple(views_backward(inputs, grads[0], grads[1], needs))
 
 
 _rays = differentiable(rays_forward, _backward)
@@ -108,13 +140,14 @@ def rays(
     the direction before normalisation, by which z depth becomes distance (1 where a lens has no z depth).
     converged: false where no point before the lens's fold has this image; the ray then ignores distortion.
 
-    Gradients flow from origins and directions to camera_to_worlds and adjustment, summed over the rays of
-    each camera inside the kernel; the same sum every time on the CPU and, on CUDA, under
-    torch.use_deterministic_algorithms(True).
+    Gradients flow from origins and directions to camera_to_worlds and adjustment and, for perspective and
+    fisheye lenses, to intrinsics and distortion (by the implicit function theorem where distortion was
+    undone, 0 where converged is false), summed over the rays of each camera inside the kernel; the same sum
+    every time on the CPU and, on CUDA, under torch.use_deterministic_algorithms(True).
 
     tangential="nerfstudio_0.3" reverses the sign of p1, as that release did. eye_distance (scene units) is
     that of the stereo panoramas. Raises ValueError for unknown words and wrong shapes, and on the CPU for a
-    camera or lens that does not exist; on CUDA such rays are NaN.
+    camera or lens that does not exist, and for gradients of another lens; on CUDA such numbers are NaN.
     """
     if compose not in COMPOSES:
         raise ValueError(f"rays: compose is {compose!r}, expected one of {', '.join(COMPOSES)}")

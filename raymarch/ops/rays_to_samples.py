@@ -14,7 +14,7 @@ from raymarch.ops.contract import norm_code
 from raymarch.ops.losses import interlevel_forward
 from raymarch.ops.mlp import density_forward
 from raymarch.ops.pose import MODES, SMALL_ANGLES
-from raymarch.ops.rays import COMPOSES, EYE_DISTANCE, rays_backward
+from raymarch.ops.rays import COMPOSES, EYE_DISTANCE, views_backward
 from raymarch.ops.sample import JITTERS, SPACINGS
 from raymarch.ops.weights import weights_forward
 
@@ -139,9 +139,7 @@ def _cast_rays_backward(inputs, saved, grads, needs):
     g_origins, g_directions, g_y = grads[0], grads[1], grads[9]
     levels = ([t], [g_y]) if g_y is not None and g_y.numel() else ([], [])
     to_rays = ray_gradients(origins, directions, *levels, norm, g_origins, g_directions)
-    same = torch.are_deterministic_algorithms_enabled()
-    poses, adjustment = rays_backward(*views, *to_rays, needs[0], needs[6], same)
-    return (poses if needs[0] else None, *[None] * 5, adjustment if needs[6] else None, *[None] * 12)
+    return (*views_backward(views, *to_rays, needs), *[None] * 10)
 
 
 _cast_rays = differentiable(
@@ -187,8 +185,8 @@ def cast_rays(
 ) -> CastRays:
     """`rays`, the stretch between near and far and inside box [2, 3], `sample_spaced` and unit positions.
 
-    Arguments and errors are those of these ops; gradients flow from origins, directions and y to
-    camera_to_worlds and adjustment. Without `positions` y is empty.
+    Arguments, errors and gradients are those of these ops; gradients flow from origins, directions and y.
+    Without `positions` y is empty.
     """
     if compose not in COMPOSES or spacing not in SPACINGS or jitter not in JITTERS:
         raise ValueError(

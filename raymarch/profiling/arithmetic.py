@@ -85,6 +85,7 @@ FLOPS: dict[str, Callable[[Shape], float]] = {
     "pose_backward": _per_camera(150),
     "rays_forward": _per_ray(3 * RAY),  # the ray and its two neighbours, for the area
     "rays_backward": _per_ray(60),
+    "rays_lens_backward": _per_ray(150),
     "near_far": _per_ray(24),
     "sample_spaced": lambda d: 10 * d["rays"] * d["edges"],
     "sample_pdf": lambda d: 5 * d["rays"] * d["fine"] + 14 * d["rays"] * d["edges"],

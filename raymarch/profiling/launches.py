@@ -17,6 +17,7 @@ SEVERAL: dict[str, Callable[[dict[str, Any]], int]] = {
         (1 if a["same_every_time"] else 2)
         * ((a["grad_camera_to_worlds"] is not None) + (a["grad_adjustment"] is not None))
     ),
+    "rays_lens_backward": lambda a: 1 if a["same_every_time"] else 2,
     "mlp_backward": lambda a: 1 + (a["grad_params"] is not None),
     "composite_backward": lambda a: 1 + (a["grad_feature"] is not None and a["g_feature"] is None),
     "hashgrid_backward": lambda a: 1 if a["exact"] is None else 3,
