@@ -56,6 +56,12 @@ CASES = {
     "every edge jittered": ("model.sampler.jitter=each", "model.sampler.spacing=uniform",
                              "model.rays.far=6.0"),
     "an older lens": ("model.rays.tangential=nerfstudio_0.3",),
+    "lenses": ("model.intrinsics.refine=focal+centre+distortion+p1",),
+    "lenses, each camera's own, and normals": (
+        "model.intrinsics.refine=focal+k1", "model.intrinsics.share=none", NORMALS, *WIDE,
+    ),
+    "lenses without poses": ("model.intrinsics.refine=focal+k1", "model.poses.mode=off", NORMALS, *WIDE),
+    "older lenses": ("model.intrinsics.refine=focal+p1+p2", "model.rays.tangential=nerfstudio_0.3"),
 }  # fmt: skip
 
 
@@ -98,7 +104,10 @@ def both(settings, rays: int, device: torch.device, alpha: bool = False, update:
     torch.manual_seed(0)
     model = Model(wanted.model, len(there.train)).to(device).train()
     model.poses.precondition(source.cameras)
+    model.intrinsics.measure(source.cameras)
     with torch.no_grad():
+        if model.intrinsics.numbers is not None:
+            model.intrinsics.numbers.uniform_(-0.05, 0.05)
         for grid in (p.grid for p in model.fields.proposals):
             grid.table.uniform_(-1, 1)  # empty space would leave most gradients at zero
         model.fields.radiance.grid.table.uniform_(-1, 1)

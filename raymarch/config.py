@@ -57,11 +57,11 @@ def nerfacto() -> Config:
     there is a map to align with.
     """
     base = Config()
-    optim = replace(base.train.optim.poses, delay=500, warmup=500, lr_final=1e-5)
+    later = GroupConfig(lr=1e-3, lr_final=1e-5, decay_steps=5000, delay=500, warmup=500)
     return replace(
         base,
         model=replace(base.model, poses=CAREFUL),
-        train=replace(base.train, optim=replace(base.train.optim, poses=optim)),
+        train=replace(base.train, optim=replace(base.train.optim, poses=later, intrinsics=later)),
     )
 
 
@@ -108,6 +108,7 @@ def tiny() -> Config:
                 proposals=GroupConfig(lr=1e-2, lr_final=1e-3, decay_steps=1000),
                 feature=GroupConfig(lr=1e-2, lr_final=1e-3, decay_steps=1000),
                 poses=GroupConfig(lr=1e-3, lr_final=1e-4, decay_steps=1000),
+                intrinsics=GroupConfig(lr=1e-3, lr_final=1e-5, decay_steps=1000),
             ),
         ),
     )

@@ -16,6 +16,7 @@ from raymarch.data.atomic import write_text
 from raymarch.data.scene import Scene
 from raymarch.train.evaluate import ImageMetrics, evaluate, masks_of
 from raymarch.train.held_out import POSES, PROTOCOLS, evaluate_refined, held_out_cameras
+from raymarch.train.lenses import lenses_protocol
 from raymarch.train.runs import OpenRun, reload_scene
 
 
@@ -65,8 +66,9 @@ def evaluate_run(
         )
     mean = {k: sum(getattr(r, k) for r in rows) / len(rows) for k in ("psnr", "ssim")}
     yield f"{'mean':32} {mean['psnr']:7.2f} {mean['ssim']:7.4f}  {poses}"
-    yield f"protocol: {PROTOCOLS[poses]}"
-    result = {"step": opened.step, "poses": poses, "protocol": PROTOCOLS[poses], "mean": mean}
+    protocol = PROTOCOLS[poses] + lenses_protocol(opened)
+    yield f"protocol: {protocol}"
+    result = {"step": opened.step, "poses": poses, "protocol": protocol, "mean": mean}
     write_text(metrics_file(run, poses), json.dumps(result | {"images": stored}, indent=1))
 
 

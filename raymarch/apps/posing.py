@@ -1,4 +1,4 @@
-"""`raymarch poses`: the corrections of a run's training cameras as a table, and as JSON."""
+"""`raymarch poses`: the corrections of a run's training cameras and lenses as a table, and as JSON."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raymarch.data.atomic import write_text
+from raymarch.train.lenses import refined_lenses
 from raymarch.train.refined import refined_poses, report_rows
 from raymarch.train.runs import OpenRun
 
 
 def tell_poses(run: Path, out: Path | None, device: str) -> Iterator[str]:
     """One line per training camera; writes RUN/poses.json (or `out`), the same with adjustments and poses."""
-    found = refined_poses(OpenRun(run, device))
+    opened = OpenRun(run, device)
+    found, lenses = refined_poses(opened), refined_lenses(opened)
     rows = report_rows(found)
     alone = "without drift"
     yield f"{'camera':>6} {'photo':28} {'degrees':>9} {'world':>9}   {alone:>19}"
@@ -28,6 +30,8 @@ def tell_poses(run: Path, out: Path | None, device: str) -> Iterator[str]:
         f"centre moved by {found.drift['centre_moved']:.3g} world units; mode {found.mode}, adjustments in "
         f"the {found.compose} frame"
     )
+    yield from (lens.told() for lens in lenses)
     file = out or run / "poses.json"
-    write_text(file, json.dumps({"drift": found.drift, "cameras": rows}, indent=1) + "\n")
+    stored = {"drift": found.drift, "cameras": rows, "lenses": [lens.row() for lens in lenses]}
+    write_text(file, json.dumps(stored, indent=1) + "\n")
     yield str(file)

@@ -22,6 +22,7 @@ from raymarch.data.error import SceneError
 from raymarch.data.images import read_photo
 from raymarch.train.evaluate import over_background, render_image
 from raymarch.train.held_out import POSES, drift
+from raymarch.train.lenses import NUMBERS, RefinedLens, refined_lenses
 from raymarch.train.photos import shrunk
 from raymarch.train.refined import RefinedPoses, refined_poses, report_rows
 from raymarch.train.runs import OpenRun, subset
@@ -45,6 +46,9 @@ def write_run_page(run: Path, device: str = "auto") -> Path:
         record["poses"] = {"drift": poses.drift, "cameras": report_rows(poses)}
         write_text(run / "poses.json", json.dumps(record["poses"], indent=1) + "\n")
         sections += pose_sections(opened, poses)
+    if lenses := refined_lenses(opened):
+        record["lenses"] = [lens.row() for lens in lenses]
+        sections.append(lens_section(lenses, opened.config.model.intrinsics.refine))
     sections += [*view_sections(opened), *progress_sections(run)]
     sections += [*_curves(run), Text("Run", facts=_facts(opened))]
     return write_report(run, f"raymarch run {run.name}", sections, f"Step {opened.step}.", record)
@@ -95,6 +99,21 @@ def pose_sections(run: OpenRun, poses: RefinedPoses) -> list[Section]:
         Table("Corrections", head, rows, f"Mode {poses.mode}, adjustments in the {poses.compose} frame."),
     ]
     return [*found, reprojection(run, poses)]
+
+
+def lens_section(lenses: list[RefinedLens], refine: str) -> Table:
+    """What was learnt of every lens: a row each, numbers that changed as `given → refined`."""
+    names = [n for n in NUMBERS if any(x.given[n] != x.refined[n] for x in lenses)]
+    rows = [
+        (
+            lens.name if len(lens.cameras) == 1 else f"{lens.name} and {len(lens.cameras) - 1} more",
+            f"{lens.focal_percent:+.3g} %",
+            *(f"{lens.given[n]:.6g} → {lens.refined[n]:.6g}" for n in names),
+        )
+        for lens in lenses
+    ]
+    head = ("camera", "focal length", *names)
+    return Table("Focal length and distortion", head, rows, f"Refined: {refine}; as given → as refined.")
 
 
 def reprojection(run: OpenRun, poses: RefinedPoses) -> Pictures:
@@ -170,4 +189,5 @@ def _facts(run: OpenRun) -> list[tuple[str, object]]:
         ("rays per step", run.config.train.trainer.rays),
         ("samples per ray", " + ".join(str(n) for n in model.sampler.samples)),
         ("poses", f"{model.poses.mode}, {model.poses.compose}" if model.poses.mode != "off" else "off"),
+        ("lenses refined", model.intrinsics.refine),
     ]

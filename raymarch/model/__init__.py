@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from raymarch.model.exact import density_at_once
 from raymarch.model.fields import Fields, FieldsConfig
+from raymarch.model.intrinsics import Intrinsics, IntrinsicsConfig
 from raymarch.model.losses import LossesConfig, losses
 from raymarch.model.poses import Poses, PosesConfig
 from raymarch.model.rays import RaysConfig, generate
@@ -25,6 +26,7 @@ HEADS = ("rgb", "depth", "opacity", "normals", "predicted_normals", "feature")
 @dataclass(frozen=True)
 class ModelConfig:
     poses: PosesConfig = field(default_factory=PosesConfig)
+    intrinsics: IntrinsicsConfig = field(default_factory=IntrinsicsConfig)
     rays: RaysConfig = field(default_factory=RaysConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     fields: FieldsConfig = field(default_factory=FieldsConfig)
@@ -49,6 +51,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.poses = Poses(config.poses, cameras)
+        self.intrinsics = Intrinsics(config.intrinsics, cameras)
         factor = config.poses.outlier_factor
         self.trust = Trust(cameras, factor) if factor and config.poses.mode != "off" else None
         self.sampler = Sampler(config.sampler, config.poses.through_proposals)
@@ -83,14 +86,14 @@ class Model(nn.Module):
     ) -> Rendering:
         """Render pixels of cameras.
 
-        `train` refines poses, jitters samples and uses each camera's appearance; `counter` [2] int64 =
-        (seed, step) feeds the jitter, `anneal` [1] sharpens proposal weights, and `detail` [1] is the log2 of
-        the finest grid resolution that leads poses, all on the device.
+        `train` refines poses and lenses, jitters samples and uses each camera's appearance; `counter` [2]
+        int64 = (seed, step) feeds the jitter, `anneal` [1] sharpens proposal weights, and `detail` [1] is the
+        log2 of the finest grid resolution that leads poses, all on the device.
         """
         heads = self.heads() if heads is None else heads
         rays = generate(
             pixels,
-            cameras,
+            self.intrinsics(cameras) if train else cameras,
             self.poses() if train else None,
             self.config.rays,
             train,
@@ -131,6 +134,7 @@ class Model(nn.Module):
             "fields": list(self.fields.radiance.parameters()),
             "feature": list(self.fields.feature.parameters()) if self.fields.feature is not None else [],
             "poses": list(self.poses.parameters()),
+            "intrinsics": list(self.intrinsics.parameters()),
         }
         return {name: params for name, params in named.items() if params}
 

@@ -139,7 +139,7 @@ class FieldToPixels:
             layer = self.model.fields.feature.layer
             found.of[layer] = add_rows(seen.grad_layer.flatten(1), hidden_scale).view(layer.shape)
         to_predicted = at.predicted is not None
-        to_directions = at.normals is not None and rays.adjustment is not None
+        to_directions = at.normals is not None and rays.move
         directions = rays.directions if to_directions else None
         assert pixels.rgb is not None
         grad_sigma, grad_rgb, grad_hidden, grad_predicted, grad_directions = field_to_pixels_backward(

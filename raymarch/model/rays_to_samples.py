@@ -15,7 +15,7 @@ from raymarch.model.gradients import Gradients, sum_for
 from raymarch.model.rays import box_on
 from raymarch.ops.contract import norm_code
 from raymarch.ops.pose import MODES
-from raymarch.ops.rays import COMPOSES, flip_tangential, rays_backward
+from raymarch.ops.rays import COMPOSES, flip_tangential, rays_backward, rays_lens_backward
 from raymarch.ops.rays_to_samples import (
     cast_rays,
     proposal_backward,
@@ -49,7 +49,9 @@ class RaySamples:
     levels: tuple[Level, ...]
     adjustment: Tensor | None  # [C, 3, 4]
     penalty: Tensor | None  # [1]
-    distortion: Tensor  # of the lenses, as rays were cast
+    intrinsics: Tensor  # of the lenses, as rays were cast
+    distortion: Tensor
+    move: bool  # whether poses or lenses are refined, which need the rays' gradients
 
     @property
     def last(self) -> Level:
@@ -86,7 +88,7 @@ class RaysToSamples:
         xi = self._six_numbers()
         if xi is not None:
             adjustment, penalty = refine(xi, **self._refinement())
-        cameras, sampler, stretch = self.cameras, config.sampler, config.rays
+        cameras, sampler, stretch = self.model.intrinsics(self.cameras), config.sampler, config.rays
         distortion = cameras.distortion
         if stretch.tangential == "nerfstudio_0.3":
             distortion = flip_tangential(distortion, cameras.lens)
@@ -118,7 +120,9 @@ class RaysToSamples:
             kept = (encoded, h) if update else (None, None)
             levels.append(Level(level.s, level.t, level.y, kept[0], kept[1], w))
             level = Level(s, t, y_new)
-        return RaySamples(rayed.origins, rayed.directions, (*levels, level), adjustment, penalty, distortion)
+        move = adjustment is not None or self.model.intrinsics.numbers is not None
+        lenses = (cameras.intrinsics, distortion, move)
+        return RaySamples(rayed.origins, rayed.directions, (*levels, level), adjustment, penalty, *lenses)
 
     def _six_numbers(self) -> Tensor | None:
         """Translations and rotation vectors [C, 6], out of the coordinates they are refined in."""
@@ -139,7 +143,7 @@ class RaysToSamples:
     def proposals_backward(
         self, rays: RaySamples, w_fine: Tensor, interlevel: Tensor, found: Gradients
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Gradients of proposals; edges and gradients of unit positions of their levels, if poses want them.
+        """Gradients of proposals; edges and gradients of unit positions of their levels, if rays are to move.
 
         interlevel [1] is the gradient of each ray's loss.
         """
@@ -153,7 +157,7 @@ class RaysToSamples:
                 level.encoded, level.h, grad_h
             )
             proposal.grid.add_gradient(y, grad_encoded, sum_for(proposal.grid.table, found))
-            if rays.adjustment is not None and self.config.poses.through_proposals:
+            if rays.move and self.config.poses.through_proposals:
                 t.append(level.t)
                 grads_y.append(proposal.grid.slope(y, grad_encoded).view(level.y.shape))
             level.encoded = level.h = None
@@ -170,24 +174,42 @@ class RaysToSamples:
         grad_penalty: Tensor | None,
         found: Gradients,
     ) -> None:
-        """Gradients of poses from those of unit positions, grads_y at edges t, and of rays, more_* [R, 3]."""
-        numbers, xi = self.model.poses.adjustment, self._six_numbers()
-        if numbers is None or xi is None or rays.adjustment is None:
+        """Gradients of cameras from those of unit positions, grads_y at edges t, and of rays, more_*."""
+        if not rays.move:
             return
         norm = norm_code(self.config.fields.norm, "rays_to_samples")
         to_rays = ray_gradients(
             rays.origins, rays.directions, t, grads_y, norm, more_origins, more_directions
         )
-        cameras, config = self.cameras, self.config
+        self._lenses_backward(pixels, rays, to_rays[1], found)
+        numbers, xi = self.model.poses.adjustment, self._six_numbers()
+        if numbers is None or xi is None:
+            return
         same = torch.are_deterministic_algorithms_enabled()
         _, grad_pose = rays_backward(
-            cameras.camera_to_worlds, pixels.camera, pixels.xy, cameras.intrinsics, rays.distortion,
-            cameras.lens, rays.adjustment, COMPOSES[config.poses.compose], config.rays.eye_distance, *to_rays,
-            False, True, same,
-        )  # fmt: skip
+            *self._views(pixels, rays), self.config.rays.eye_distance, *to_rays, False, True, same
+        )
         how = self._refinement()
         grad_xi = refine_backward(
             xi, how["free"], how["centred"], MODES[how["mode"]], how["small_angle"] == "nerfstudio",
             how["translation"], how["rotation"], grad_pose, grad_penalty,
         )  # fmt: skip
         found.of[numbers] = self.model.poses.linear_backward(grad_xi)
+
+    def _views(self, pixels: Pixels, rays: RaySamples) -> tuple:
+        """Where rays came from, as the native ops take it."""
+        lenses = (rays.intrinsics, rays.distortion, self.cameras.lens)
+        how = COMPOSES[self.config.poses.compose]
+        return (self.cameras.camera_to_worlds, pixels.camera, pixels.xy, *lenses, rays.adjustment, how)
+
+    def _lenses_backward(
+        self, pixels: Pixels, rays: RaySamples, to_directions: Tensor, found: Gradients
+    ) -> None:
+        numbers = self.model.intrinsics.numbers
+        if numbers is None:
+            return
+        same = torch.are_deterministic_algorithms_enabled()
+        grad = rays_lens_backward(*self._views(pixels, rays), to_directions, same)
+        if self.config.rays.tangential == "nerfstudio_0.3":
+            grad = torch.cat([grad[:, :4], flip_tangential(grad[:, 4:], self.cameras.lens)], 1)
+        found.of[numbers] = self.model.intrinsics.changes_backward(grad)

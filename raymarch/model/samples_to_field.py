@@ -134,7 +134,7 @@ class SamplesToField:
         """
         radiance, feature = self.model.fields.radiance, self.model.fields.feature
         y, config = rays.last.y.view(-1, 3), radiance.config
-        refines = rays.adjustment is not None
+        refines = rays.move
         assert at.inputs is not None and at.encoded is not None
         more_y = None
         if feature is not None:
@@ -215,7 +215,7 @@ class SamplesToField:
             at.z, layer.weight, layer.bias, grad_predicted.view(-1, 3)
         )
         grad, found.of[radiance.normals.params] = radiance.normals.gradients(at.normal_inputs, at.z, grad_z)
-        if rays.adjustment is None:
+        if not rays.move:
             return grad, None, more_directions
         waves = (radiance.fourier.frequencies, LAYOUTS.index(radiance.fourier.layout))
         where = (rays.origins, rays.directions, rays.last.t)

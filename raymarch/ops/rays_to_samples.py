@@ -139,7 +139,7 @@ def _cast_rays_backward(inputs, saved, grads, needs):
     g_origins, g_directions, g_y = grads[0], grads[1], grads[9]
     levels = ([t], [g_y]) if g_y is not None and g_y.numel() else ([], [])
     to_rays = ray_gradients(origins, directions, *levels, norm, g_origins, g_directions)
-    return (*views_backward(views, *to_rays, needs), *[None] * 10)
+    return (*views_backward(views, to_rays[0], to_rays[1], needs), *[None] * 10)
 
 
 _cast_rays = differentiable(

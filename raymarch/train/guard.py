@@ -42,8 +42,8 @@ class Verdict:
 def guard(trainer: Trainer, held_out: Source, steps: int) -> Verdict:
     """Go on for `steps` with and without pose refinement, from where the trainer is; keep what does better.
 
-    Without: every adjustment is set to the identity and stays there while the fields learn on. Both are
-    judged on the same pixels of `held_out`, its cameras moved as the training cameras went together. Where
+    Without: every adjustment is set to the identity, every lens to what was given, and they stay there while
+    the fields learn on. Both are judged on the same pixels of `held_out`, its cameras moved as the training cameras went together. Where
     poses as given win, the trainer's poses are braked for good (`Trainer.brake`), else the refined
     continuation is what stays. Neither is logged. Whatever interrupts this leaves the trainer where it began.
     ValueError for a model that refines no poses, or where
@@ -63,6 +63,8 @@ def guard(trainer: Trainer, held_out: Source, steps: int) -> Verdict:
         _put(trainer, begin, was)
         with torch.no_grad():
             trainer.model.poses.adjustment.zero_()
+            if trainer.model.intrinsics.numbers is not None:
+                trainer.model.intrinsics.numbers.zero_()
         trainer.brake.zero_()
         _go(trainer, end)
         verdict = Verdict(end, refined, score(trainer, held_out))
@@ -93,7 +95,8 @@ def score(trainer: Trainer, held_out: Source) -> float:
     """PSNR on a fixed draw of held-out pixels, cameras aligned with where the training cameras went."""
     given = trainer.source.cameras.camera_to_worlds
     went = align(given, trainer.model.poses.optimized_camera_to_worlds(given))
-    cameras = moved(held_out.cameras, went.scale, went.rotation, went.translation)
+    lenses = trainer.model.intrinsics.of_others(trainer.source.cameras, held_out.cameras)
+    cameras = moved(lenses, went.scale, went.rotation, went.translation)
     counter = torch.zeros(2, dtype=torch.int64, device=trainer.device)
     pixels = held_out.draw(counter, RAYS, STREAM)
     trainer.model.eval()

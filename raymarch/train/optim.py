@@ -34,6 +34,7 @@ class OptimConfig:
     proposals: GroupConfig = GroupConfig()
     feature: GroupConfig = GroupConfig()
     poses: GroupConfig = GroupConfig(lr=1e-3, lr_final=1e-4, decay_steps=5000)
+    intrinsics: GroupConfig = GroupConfig(lr=1e-3, lr_final=1e-5, decay_steps=5000)
     betas: tuple[float, float] = (0.9, 0.999)
 
 

@@ -142,7 +142,7 @@ def camera_of(run: OpenRun, camera: Any, size: tuple[int, int]) -> Cameras:
 
 def _own_lens(run: OpenRun, size: tuple[int, int]) -> Cameras:
     """The first training camera's lens, scaled to the photo, where all training cameras share it."""
-    own = run.train_cameras(refined=False)
+    own = run.train_cameras()
     per_width = own.intrinsics / own.size[:, :1]
     if not bool(((per_width - per_width[0]).abs() < 0.01).all()) or bool((own.lens != own.lens[0]).any()):
         raise LocalizeError(

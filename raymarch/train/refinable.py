@@ -15,14 +15,19 @@ LATTICE = 16  # rays per image side with which a camera looks for the box
 
 
 def check_refinable(model: Model, cameras: Cameras, scene: Scene) -> None:
-    """ValueError where poses are refined from a start that cannot lead anywhere; one sentence says why.
+    """ValueError where poses or lenses are refined from what cannot lead anywhere; one sentence says why.
 
     `cameras` are the training cameras. Frozen cameras may be anything but singular.
     """
     poses = model.poses
+    names = [scene.names[i] for i in scene.train]
+    if model.intrinsics.numbers is not None and len(names) == 1:
+        raise ValueError(
+            f"intrinsics: nothing holds the only training photo ({names[0]}) against another lens: "
+            "give at least 2 photos, or set model.intrinsics.refine=off"
+        )
     if poses.config.mode == "off":
         return
-    names = [scene.names[i] for i in scene.train]
     _check_rigid(cameras.camera_to_worlds.cpu().double(), names)
     if len(names) == 1:
         raise ValueError(

@@ -137,6 +137,7 @@ def start(
         pixels = photos_of(scene, config, where)
         check_refinable(model, pixels.cameras, scene)
         model.poses.precondition(pixels.cameras)
+        model.intrinsics.measure(pixels.cameras, [scene.names[i] for i in scene.train])
     meta, tensors = record(scene, source)
     trainer = guarded(Trainer(model, pixels, config, run, meta, tensors), scene)
     if run is not None:
@@ -366,14 +367,15 @@ class OpenRun:
         return True
 
     def train_cameras(self, refined: bool = True) -> Cameras:
-        """The training cameras, with their pose adjustments applied where `refined`."""
+        """The training cameras, with their poses and lenses as refined where `refined`."""
         found = subset(self.cameras, self.train, self.device)
         if not refined:
             return found
         with torch.no_grad():
             poses = self.model.poses.optimized_camera_to_worlds(found.camera_to_worlds)
-        return replace(found, camera_to_worlds=poses)
+            return replace(self.model.intrinsics(found), camera_to_worlds=poses)
 
     def test_cameras(self) -> Cameras:
-        """The held-out cameras, as the data set has them."""
-        return subset(self.cameras, self.test, self.device)
+        """The held-out cameras: poses as the data set has them, lenses as training refined those it knows."""
+        given = self.train_cameras(refined=False)
+        return self.model.intrinsics.of_others(given, subset(self.cameras, self.test, self.device))

@@ -51,7 +51,7 @@ def check_settings(config: Config) -> None:
     for name, words in WORDS.items():
         if (word := at(config, name)) not in words:
             raise ConfigError(f"{name} is {word!r}, expected one of {', '.join(words)}")
-    for group in ("fields", "proposals", "feature", "poses"):
+    for group in ("fields", "proposals", "feature", "poses", "intrinsics"):
         for rate in POSITIVE:
             if (value := at(config, f"train.optim.{group}.{rate}")) <= 0:
                 raise ConfigError(f"train.optim.{group}.{rate} is {value}, expected a positive learning rate")
@@ -104,6 +104,6 @@ def as_config_error(about: str) -> Iterator[None]:
         raise
     except ValueError as error:
         words = str(error)
-        words = f"model.{words}" if words.startswith("poses: ") else words
+        words = f"model.{words}" if words.startswith(("poses: ", "intrinsics: ")) else words
         known = words.startswith((about, "camera ", "pose refinement"))
         raise ConfigError(words if known else f"{about}: {words}") from error

@@ -127,7 +127,7 @@ class Trainer:
         self.optim = Adam(model.groups(), config.train.optim, grids)
         self.counter = torch.tensor([self.config.seed, 0], dtype=torch.int64, device=self.device)
         self.healthy = torch.ones(1, dtype=torch.bool, device=self.device)
-        self.brake = torch.ones(1, device=self.device)  # on the learning rate of poses; train/guard.py
+        self.brake = torch.ones(1, device=self.device)  # on the learning rates of cameras; train/guard.py
         self.judge: Callable[[], object] | None = None  # called at `guard_at`; what it returns becomes a note
         self.notes: list[str] = []  # what a user should know after training
         self.names: list[str] = []
@@ -168,10 +168,11 @@ class Trainer:
             self._composed_step(update_proposals)
 
     def _rates(self, row: Tensor) -> dict[str, Tensor]:
-        """Each group's learning rate [1]; that of poses is braked where something may have braked it."""
+        """Each group's learning rate [1]; those of cameras are braked where something may have braked them."""
         rates = {name: row[i + 2 : i + 3] for i, name in enumerate(self.optim.groups)}
-        if "poses" in rates and self.config.guard_at:
-            rates["poses"] = rates["poses"] * self.brake
+        for name in ("poses", "intrinsics"):
+            if name in rates and self.config.guard_at:
+                rates[name] = rates[name] * self.brake
         return rates
 
     @torch.no_grad()
