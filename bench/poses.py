@@ -2,12 +2,14 @@
 
     python -m bench.poses synthetic --noise 2 --out bench/results/poses
     python -m bench.poses SCENES/fox_full --preset nerfacto --steps 10000 --noise 2 --device cuda --record
+    python -m bench.poses synthetic --noise 0 --modes off --focal 3 --set model.intrinsics.refine=focal
 
 SCENE is `synthetic` (the scene of `raymarch demo`) or a folder that `raymarch train` reads. Every training
 pose is turned by NOISE degrees and moved by NOISE per cent of the scene's size (the distance of the outermost
 training camera from the cameras' mean), or as --noise 2,5 says; the scene's own poses count as truth. Errors
 are medians after a similarity alignment over the training cameras. Held-out PSNR is measured with held-out
 poses as given (`none`) and moved by the similarity from true training poses to refined ones (`align`).
+--focal and --k1 make all lenses wrong: focal lengths by so many per cent, and k1 by so much.
 --set changes any setting. The curve of every row is written as JSON into OUT, and with --record into the
 record of the GPU as well.
 """
@@ -29,7 +31,7 @@ from bench import record
 from raymarch.apps.demo import demo_scene, into_learnt_frame
 from raymarch.config import Config, override, preset
 from raymarch.data.alignment import align
-from raymarch.data.perturb import PoseNoise, disturbed, scene_size
+from raymarch.data.perturb import PoseNoise, disturbed, scene_size, with_wrong_lenses
 from raymarch.data.scene import Scene, load
 from raymarch.data.synthetic import make_scene
 from raymarch.train.evaluate import evaluate
@@ -51,6 +53,9 @@ SYNTHETIC = (  # settings of its rows, after the preset and before --set
     "model.poses.translation_penalty=0.0",
     "model.poses.rotation_penalty=0.0",
 )
+
+
+CAMERAS = ("poses", "intrinsics")  # groups of parameters that move cameras
 
 
 def scene_of(name: str, size: int, views: int) -> Scene:
@@ -79,7 +84,7 @@ def configured(args: argparse.Namespace, scene: Scene, mode: str, compose: str, 
     if args.scene == "synthetic":
         words += SYNTHETIC
         steps = args.steps or config.train.trainer.steps
-        words += [f"train.optim.{group}.decay_steps={steps}" for group in ("fields", "proposals", "poses")]
+        words += [f"train.optim.{group}.decay_steps={steps}" for group in ("fields", "proposals", *CAMERAS)]
     for word in [*words, *args.set]:
         config = override(config, word)
     return config
@@ -105,6 +110,19 @@ def errors(
     }
 
 
+@torch.no_grad()
+def lens_errors(trainer: Trainer, scene: Scene) -> dict[str, float]:
+    """How far the lenses of training cameras are from the scene's: medians of what remains, with its sign."""
+    if trainer.model.intrinsics.numbers is None:
+        return {}
+    refined = trainer.model.intrinsics(trainer.source.cameras)
+    true = subset(scene.cameras, scene.train, trainer.device)
+    return {
+        "focal_percent": float((100 * (refined.intrinsics / true.intrinsics - 1))[:, 0].median()),
+        "k1": float((refined.distortion - true.distortion)[:, 0].median()),
+    }
+
+
 def held_out(
     trainer: Trainer, scene: Scene, given: Tensor, truth: Tensor, agreeing: list[int]
 ) -> dict[str, float]:
@@ -114,6 +132,7 @@ def held_out(
         refined = trainer.model.poses.optimized_camera_to_worlds(given.to(device)).cpu()
     found = align(refined[agreeing], truth[agreeing])
     cameras = subset(scene.cameras, scene.test, device)
+    cameras = trainer.model.intrinsics.of_others(trainer.source.cameras, cameras)
     moved = into_learnt_frame(cameras, (found.scale, found.rotation, found.translation))
     photos, names = [scene.images[i] for i in scene.test], [scene.names[i] for i in scene.test]
     result = {}
@@ -125,20 +144,22 @@ def held_out(
 
 def train_row(args: argparse.Namespace, scene: Scene, noise: PoseNoise, config: Config) -> dict[str, Any]:
     """Train from disturbed poses; the curve, the last errors and held-out quality."""
-    noisy, wild = disturbed(scene, noise)
+    noisy, wild = disturbed(with_wrong_lenses(scene, args.focal, args.k1), noise)
     trainer = start(noisy, config, device=args.device)
     truth = scene.cameras.camera_to_worlds[list(scene.train)]
     given = noisy.cameras.camera_to_worlds[list(scene.train)]
     agreeing = [i for i, photo in enumerate(scene.train) if photo not in wild]
     size, began = scene_size(truth), time.perf_counter()
-    curve = [errors(trainer, given, truth, size, agreeing)]
+    curve = [errors(trainer, given, truth, size, agreeing) | lens_errors(trainer, scene)]
 
     def note(progress: Progress) -> None:
-        curve.append(errors(trainer, given, truth, size, agreeing) | {"psnr_rays": progress.psnr})
+        now = errors(trainer, given, truth, size, agreeing) | lens_errors(trainer, scene)
+        curve.append(now | {"psnr_rays": progress.psnr})
         last = curve[-1]
+        lens = f"focal {last['focal_percent']:+.3f} %, k1 {last['k1']:+.4f}, " if "k1" in last else ""
         print(
             f"  step {last['step']}: {last['rotation_deg']:.3f} deg, {last['translation_percent']:.3f} %, "
-            f"{progress.psnr:.2f} dB on its rays, {last['seconds']:.0f} s",
+            f"{lens}{progress.psnr:.2f} dB on its rays, {last['seconds']:.0f} s",
             flush=True,
         )
 
@@ -168,6 +189,8 @@ def main() -> None:
     parser.add_argument("scene")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--noise", default="2", help="degrees, or degrees,per cent of the scene's size")
+    parser.add_argument("--focal", type=float, default=0.0, help="per cent by which focal lengths are wrong")
+    parser.add_argument("--k1", type=float, default=0.0, help="by which k1 is wrong")
     parser.add_argument("--outliers", type=int, default=0)
     parser.add_argument("--modes", default="SO3xR3", help="of SO3xR3, SE3, off")
     parser.add_argument("--composes", default="", help="of camera, world; empty: the preset's")
@@ -203,6 +226,7 @@ def main() -> None:
                 config = configured(args, scene, mode, compose, seed)
                 found = train_row(args, scene, noise, config)
                 found |= {"settings": args.set, "commit": record.commit(), "noise": [degrees, percent]}
+                found |= {"focal": args.focal, "k1": args.k1}
                 (args.out / f"{row}.json").write_text(json.dumps(found, indent=1) + "\n")
                 print(
                     row,

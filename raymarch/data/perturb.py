@@ -1,4 +1,4 @@
-"""Known noise on a scene's poses: what pose refinement is measured against."""
+"""Known noise on a scene's poses and errors of its lenses: what refinement is measured against."""
 
 from __future__ import annotations
 
@@ -74,3 +74,13 @@ def disturbed(
     return replace(scene, cameras=replace(scene.cameras, camera_to_worlds=poses)), tuple(
         chosen[i] for i in wild
     )
+
+
+def with_wrong_lenses(scene: Scene, focal_percent: float = 0.0, k1: float = 0.0) -> Scene:
+    """The scene, saying of all its photos focal lengths so many per cent longer and so much more k1."""
+    lenses = scene.cameras
+    factor = torch.tensor([1 + focal_percent / 100] * 2 + [1.0] * 2).to(lenses.intrinsics)
+    distortion = lenses.distortion.clone()
+    distortion[:, 0] += k1
+    wrong = replace(lenses, intrinsics=lenses.intrinsics * factor, distortion=distortion)
+    return replace(scene, cameras=wrong)

@@ -43,11 +43,11 @@ def guard(trainer: Trainer, held_out: Source, steps: int) -> Verdict:
     """Go on for `steps` with and without pose refinement, from where the trainer is; keep what does better.
 
     Without: every adjustment is set to the identity, every lens to what was given, and they stay there while
-    the fields learn on. Both are judged on the same pixels of `held_out`, its cameras moved as the training cameras went together. Where
-    poses as given win, the trainer's poses are braked for good (`Trainer.brake`), else the refined
-    continuation is what stays. Neither is logged. Whatever interrupts this leaves the trainer where it began.
-    ValueError for a model that refines no poses, or where
-    fewer than `steps` are left.
+    the fields learn on. Both are judged on the same pixels of `held_out`, its cameras moved as the training
+    cameras went together. Where poses as given win, the trainer's poses and lenses are braked for good
+    (`Trainer.brake`), else the refined continuation is what stays. Neither is logged. Whatever interrupts
+    this leaves the trainer where it began. ValueError for a model that refines no poses, or where fewer than
+    `steps` are left.
     """
     if trainer.model.poses.adjustment is None:
         raise ValueError("guard: the model refines no poses (model.poses.mode is off), nothing to compare")

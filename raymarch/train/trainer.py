@@ -168,7 +168,7 @@ class Trainer:
             self._composed_step(update_proposals)
 
     def _rates(self, row: Tensor) -> dict[str, Tensor]:
-        """Each group's learning rate [1]; those of cameras are braked where something may have braked them."""
+        """Each group's learning rate [1]; those of cameras are braked where something may brake them."""
         rates = {name: row[i + 2 : i + 3] for i, name in enumerate(self.optim.groups)}
         for name in ("poses", "intrinsics"):
             if name in rates and self.config.guard_at:
