@@ -63,6 +63,11 @@ class Model(nn.Module):
         """Whether all of it runs in raymarch's own kernels, which fuse and which CUDA graphs may hold."""
         return self.config.fields.backend == "native"
 
+    @property
+    def refines(self) -> bool:
+        """Whether training moves rays: poses or lenses."""
+        return self.poses.adjustment is not None or self.intrinsics.numbers is not None
+
     def heads(self) -> frozenset[str]:
         """The heads that training needs."""
         wanted = {"rgb", "depth", "opacity"}
@@ -99,7 +104,7 @@ class Model(nn.Module):
             train,
             compose=self.config.poses.compose,
         )
-        if detail is not None and self.config.poses.mode != "off":
+        if detail is not None and self.refines:
             poses = self.config.poses
             rays = replace(rays, sight=Sight(detail, poses.smooth_slope, poses.blur_map))
         densities: list = list(self.fields.proposals)

@@ -32,7 +32,7 @@ def unsupported(model: Model) -> str | None:
     poses = config.poses
     if model.trust is not None:
         return "cameras are distrusted by the composed losses only (model.poses.outlier_factor)"
-    if poses.mode != "off" and (poses.coarse_resolution > 0 or poses.smooth_slope):
+    if model.refines and (poses.coarse_resolution > 0 or poses.smooth_slope):
         return "coarse and smooth slopes are composed only (model.poses.coarse_resolution, smooth_slope)"
     if config.renderer.feature_path != "deferred":
         return "features are composited hidden only (model.renderer.feature_path)"

@@ -120,8 +120,7 @@ class RaysToSamples:
             kept = (encoded, h) if update else (None, None)
             levels.append(Level(level.s, level.t, level.y, kept[0], kept[1], w))
             level = Level(s, t, y_new)
-        move = adjustment is not None or self.model.intrinsics.numbers is not None
-        lenses = (cameras.intrinsics, distortion, move)
+        lenses = (cameras.intrinsics, distortion, self.model.refines)
         return RaySamples(rayed.origins, rayed.directions, (*levels, level), adjustment, penalty, *lenses)
 
     def _six_numbers(self) -> Tensor | None:
