@@ -47,6 +47,7 @@ class RaySamples:
     origins: Tensor
     directions: Tensor
     levels: tuple[Level, ...]
+    xi: Tensor | None  # [C, 6], what the adjustments are made of
     adjustment: Tensor | None  # [C, 3, 4]
     penalty: Tensor | None  # [1]
     intrinsics: Tensor  # of the lenses, as rays were cast
@@ -120,8 +121,8 @@ class RaysToSamples:
             kept = (encoded, h) if update else (None, None)
             levels.append(Level(level.s, level.t, level.y, kept[0], kept[1], w))
             level = Level(s, t, y_new)
-        lenses = (cameras.intrinsics, distortion, self.model.refines)
-        return RaySamples(rayed.origins, rayed.directions, (*levels, level), adjustment, penalty, *lenses)
+        samples, lenses = (*levels, level), (cameras.intrinsics, distortion, self.model.refines)
+        return RaySamples(rayed.origins, rayed.directions, samples, xi, adjustment, penalty, *lenses)
 
     def _six_numbers(self) -> Tensor | None:
         """Translations and rotation vectors [C, 6], out of the coordinates they are refined in."""
@@ -181,7 +182,7 @@ class RaysToSamples:
             rays.origins, rays.directions, t, grads_y, norm, more_origins, more_directions
         )
         self._lenses_backward(pixels, rays, to_rays[1], found)
-        numbers, xi = self.model.poses.adjustment, self._six_numbers()
+        numbers, xi = self.model.poses.adjustment, rays.xi
         if numbers is None or xi is None:
             return
         same = torch.are_deterministic_algorithms_enabled()
