@@ -1,7 +1,10 @@
 """Refined lenses: their gradient end to end, who shares them, what is recovered, kept and written."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,6 @@ from raymarch.apps.posing import tell_poses
 from raymarch.apps.run_page import lens_section
 from raymarch.config import ConfigError, override, preset
 from raymarch.data.nerfstudio import read_cameras
-from raymarch.data.perturb import with_wrong_lenses
 from raymarch.data.scene import Scene
 from raymarch.data.similarity import Similarity
 from raymarch.data.synthetic import as_scene, make_scene
@@ -26,6 +28,14 @@ from raymarch.train.photos import camera_of
 from raymarch.train.runs import OpenRun, resume, start
 from raymarch.types import LENSES, Cameras, Pixels
 
+ROOT = Path(__file__).resolve().parents[1]
+LONG = (  # arguments of bench.poses, as docs/poses.md has them
+    "--noise 0 --modes off --focal 3 --k1 0.1 --size 192 --views 30 --steps 1500 "
+    "--set model.intrinsics.refine=focal+k1 --set model.poses.through_proposals=false "
+    "--set model.poses.coarse_until=1000 --set train.optim.intrinsics.lr=2e-3 "
+    "--set train.optim.intrinsics.lr_final=1e-4 --set train.optim.intrinsics.betas=0.9,0.99 "
+    "--set train.optim.intrinsics.delay=100 --set train.optim.intrinsics.warmup=100"
+)
 EVERYTHING = "focal+centre+k1+k2+k3+k4+p1+p2"
 
 
@@ -66,6 +76,17 @@ def small_model(refine, cameras, *extra):
             grid.table.uniform_(-0.7, 0.7)
     model.intrinsics.measure(cameras)
     return model.double()
+
+
+def set_lens(trainer, focal, k1):
+    """Make all cameras' focal lengths so much longer, as a part of them, and k1 so much more."""
+    lenses = trainer.model.intrinsics
+    wanted = torch.zeros(16)
+    wanted[[0, 1, 4]] = torch.tensor([focal, focal, k1])
+    wanted *= units(trainer.source.cameras)[0]
+    with torch.no_grad():
+        lenses.numbers.copy_(torch.linalg.lstsq(lenses.steps[0], wanted[:, None]).solution[:, 0])
+    assert_close(lenses.changes()[-1].detach(), wanted)
 
 
 # --- the gradient -----------------------------------------------------------------------------------------
@@ -197,20 +218,37 @@ def test_held_out_cameras_take_over_what_their_lens_learnt(share):
 # --- recovery ---------------------------------------------------------------------------------------------
 
 
-def learnt(words, scene, steps=100):
-    """A trainer after so many steps with poses as given, and its training cameras."""
-    config = preset("tiny")
+@pytest.mark.parametrize(("focal", "k1"), [(0.03, 0.1), (-0.03, -0.1)])
+def test_a_wrong_lens_is_found_against_a_map_that_goes_on_learning(focal, k1):
+    """Map and lens learn together after the map had a while with the right lens; poses are as given."""
+    config, alone, steps = preset("tiny"), 100, 160
     for word in (
-        "model.poses.mode=off", "model.losses.distortion=0.0", "model.losses.gradient_scaling=false",
-        f"train.trainer.steps={steps}", "train.trainer.rays=512", f"train.trainer.log_every={steps}",
+        "model.intrinsics.refine=focal+k1", "model.poses.mode=off", "model.losses.distortion=0.0",
+        "model.losses.gradient_scaling=false", f"train.trainer.steps={steps}", "train.trainer.rays=512",
+        f"train.optim.intrinsics.delay={alone}", "train.optim.intrinsics.lr=2e-3",
+        "train.optim.intrinsics.lr_final=2e-4", "train.optim.intrinsics.betas=0.9,0.99",
         *[f"train.optim.{group}.decay_steps={steps}" for group in ("fields", "proposals", "intrinsics")],
-        *words,
     ):  # fmt: skip
         config = override(config, word)
-    trainer = start(scene, config, device="cpu")
+    trainer = start(as_scene(make_scene(views=16, test_views=0, size=48)), config, device="cpu")
+    trainer.train(alone)
+    assert not trainer.model.intrinsics.numbers.any()
+    set_lens(trainer, focal, k1)
     trainer.train()
-    with torch.no_grad():
-        return trainer, trainer.model.intrinsics(trainer.source.cameras)
+    given = trainer.source.cameras
+    found = trainer.model.intrinsics(given)
+    assert float((found.intrinsics / given.intrinsics - 1).abs().max()) < 0.012
+    assert float(found.distortion.abs().max()) < 0.05
+
+
+@pytest.mark.nightly
+def test_a_lens_that_was_wrong_from_the_start_is_found(tmp_path):
+    """The run of docs/poses.md."""
+    command = "python -m bench.poses synthetic " + LONG
+    subprocess.run([sys.executable, *command.split()[1:], "--out", str(tmp_path)], cwd=ROOT, check=True)
+    (file,) = tmp_path.glob("*.json")
+    found = json.loads(file.read_text())["result"]
+    assert abs(found["focal_percent"]) < 1.0 and abs(found["k1"]) < 0.05
 
 
 # --- kept, reported, exported ------------------------------------------------------------------------------
@@ -243,13 +281,7 @@ def run(truth, tmp_path_factory):
         scene_of(truth), "model.intrinsics.refine=focal+k1", "model.intrinsics.damping=0.0", run=folder
     )
     trainer.train()
-    lenses = trainer.model.intrinsics
-    wanted = torch.zeros(16)
-    wanted[[0, 1, 4]] = torch.tensor([0.02, 0.02, 0.05])
-    wanted *= units(trainer.source.cameras)[0]
-    with torch.no_grad():
-        lenses.numbers.copy_(torch.linalg.lstsq(lenses.steps[0], wanted[:, None]).solution[:, 0])
-    assert_close(lenses.changes()[3].detach(), wanted)
+    set_lens(trainer, 0.02, 0.05)
     trainer.save()
     return folder
 

@@ -78,12 +78,18 @@ class Watcher:
         self.last = trainer.step
         if self.index is not None:
             every_camera = Cameras(*(trainer.scene_tensors[f] for f in CAMERA_FIELDS))
-            camera = subset(every_camera, (self.index,), trainer.device)
-            self.camera = smaller(camera, SIDES[trainer.device.type])
+            self.given = subset(every_camera, (self.index,), trainer.device)
             width, height = (int(v) for v in self.camera.size[0])
             self.truth = photo_of(meta, self.index, width, height)
             self.keep = kept_of(scene, self.index, width, height)
             self.frames = FrameRenderer(trainer.model, Settings(graph=False))
+
+    @property
+    def camera(self) -> Cameras:
+        """The held-out camera with its lens as refined so far, at the size that is rendered."""
+        lenses = self.trainer.model.intrinsics
+        found = lenses.of_others(self.trainer.source.cameras, self.given)
+        return smaller(found, SIDES[self.trainer.device.type])
 
     def __call__(self, progress: Progress) -> None:
         """Log one report; look where it is time."""
@@ -112,12 +118,13 @@ class Watcher:
     def _look(self) -> None:
         run, step = self.trainer.run, self.trainer.step
         assert run is not None and self.index is not None
-        picture = self.frames.render(self.camera, 0, frozenset({"rgb"}))["rgb"].cpu()
+        camera = self.camera
+        picture = self.frames.render(camera, 0, frozenset({"rgb"}))["rgb"].cpu()
         (run / FOLDER).mkdir(exist_ok=True)
         file = run / FOLDER / f"step-{step:09d}.png"
         save_rgb(file, picture)
         row: dict[str, Any] = {"step": step, "photo": self.trainer.scene_meta["names"][self.index]}
-        row |= {"file": f"{FOLDER}/{file.name}", "size": [int(v) for v in self.camera.size[0]]}
+        row |= {"file": f"{FOLDER}/{file.name}", "size": [int(v) for v in camera.size[0]]}
         if self.truth is not None:
             row["psnr"] = float(psnr(picture, self.truth, keep=self.keep))
             if self.keep is not None:
