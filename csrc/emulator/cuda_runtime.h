@@ -74,6 +74,7 @@ inline unsigned __float_as_uint(float x) {
 inline float __int_as_float(int i) { return __uint_as_float(unsigned(i)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(x); }
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return (unsigned long long)((unsigned __int128)(a)*b >> 64);
@@ -134,23 +135,27 @@ T exchange(unsigned mask, T value, int source) {
   return mine.got;
 }
 }  // namespace raymarch::emulator
+// `width` lanes, a power of two, shuffle among themselves.
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source) {
-  return raymarch::emulator::exchange(mask, value, source & 31);
+T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+  const int lane = threadIdx.x % 32, first = lane / width * width;
+  return raymarch::emulator::exchange(mask, value, first + (source & (width - 1)));
 }
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned by) {
+T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
   const int lane = threadIdx.x % 32, source = lane - int(by);
-  return raymarch::emulator::exchange(mask, value, source < 0 ? lane : source);
+  return raymarch::emulator::exchange(mask, value, source < lane / width * width ? lane : source);
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned by) {
+T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
   const int lane = threadIdx.x % 32, source = lane + int(by);
-  return raymarch::emulator::exchange(mask, value, source > 31 ? lane : source);
+  return raymarch::emulator::exchange(mask, value, source >= lane / width * width + width ? lane : source);
 }
+// A lane of a later group is not read.
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int by) {
-  return raymarch::emulator::exchange(mask, value, (threadIdx.x % 32) ^ by);
+T __shfl_xor_sync(unsigned mask, T value, int by, int width = 32) {
+  const int lane = threadIdx.x % 32, source = lane ^ by;
+  return raymarch::emulator::exchange(mask, value, source >= lane / width * width + width ? lane : source);
 }
 
 namespace raymarch::emulator {

@@ -16,8 +16,6 @@
 #include <utility>
 #include <vector>
 
-#include "ops.h"
-
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -28,15 +26,7 @@
 
 Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-namespace raymarch {
-
-// The ops' CPU half has no place in a core that emulates: its arrays go to the kernels (bind.cpp).
-#define RM_OP(name, ...) \
-  void name(Cpu, __VA_ARGS__) { throw std::logic_error(#name ": this core has kernels only"); }
-#include "ops.def"
-#undef RM_OP
-
-namespace emulator {
+namespace raymarch::emulator {
 
 constexpr size_t kCanary = 256;
 alignas(128) unsigned char shared_memory[kShared + kCanary];
@@ -277,5 +267,4 @@ void run(unsigned grid, unsigned block, size_t shared, const std::function<void(
   for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) run_block(shared, numbers, order);
 }
 
-}  // namespace emulator
-}  // namespace raymarch
+}  // namespace raymarch::emulator
