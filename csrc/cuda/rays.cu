@@ -98,7 +98,7 @@ constexpr size_t kMostRows = size_t{96} << 10;  // bytes of shared memory, for 2
 template <class Says>
 __global__ void __launch_bounds__(32 * kSumWarps)
     rays_backward_kernel(Views v, Says says, bool shared, bool by_four, real* grad) {
-  extern __shared__ real rows[];
+  RM_SHARED(real, rows);
   const int cameras = int(v.poses.size[0]);
   real* mine = rows + (threadIdx.x / 32) * cameras * kRow;
   for (int i = threadIdx.x; shared && i < kSumWarps * cameras * kRow; i += blockDim.x) rows[i] = 0;
