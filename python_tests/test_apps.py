@@ -93,6 +93,8 @@ def test_a_run_renders_from_the_command_line(demo, tmp_path):
     assert done.returncode == 0, done.stderr
     names = {p.name for p in tmp_path.iterdir()}
     assert {"test_0000_rgb.png", "test_0000_depth.png", "test_0000_depth.exr", "test_0000.npz"} <= names
+    first, *others = done.stdout.strip().split(", ")
+    assert {first, *(str(tmp_path / x) for x in others)} == {str(p) for p in tmp_path.iterdir()}
 
 
 def test_the_reduced_mode_says_what_it_costs(demo, tmp_path):

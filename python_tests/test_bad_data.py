@@ -45,6 +45,18 @@ def test_a_folder_that_is_no_scene(tmp_path):
     refused(tmp_path / "notes.txt", "not a scene of a known format")
 
 
+def test_a_folder_near_a_scene_is_told_where_it_is(tmp_path):
+    folder = write_scene(tmp_path / "kitchen", count=3)
+    refused(folder / "images", "not a scene of a known format", f"did you mean {folder}?")
+    refused(tmp_path, f"did you mean {folder}?")
+
+
+def test_photos_without_poses_are_told_what_finds_them(tmp_path):
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    refused(tmp_path, "it holds 2 photos", "COLMAP")
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

@@ -119,10 +119,16 @@ def test_a_single_camera_has_nothing_to_be_refined_against(folder, tmp_path, cap
     ("words", "parts"),
     [
         (("trane",), ("no command 'trane'", "did you mean 'train'")),
-        (("train", "x", "--presett", "tiny"), ("--presett", "did you mean --preset?")),
+        (
+            ("train", "x", "--presett", "tiny"),
+            ("--presett", "did you mean --preset?", "raymarch train --help"),
+        ),
+        (("train", "x", "--steps", "many"), ("--steps: expected int, got 'many'", "raymarch train --help")),
+        (("train", "x", "--path", "orbit"), ("--path", "raymarch train --help")),
+        (("train", "x", "--device", "gpu"), ("--device: expected one of auto, cpu, cuda, got 'gpu'",)),
+        (("render", "x", "--path", "circle"), ("--path: expected one of interpolate, orbit, spiral, got",)),
+        (("query", "x", "mug", "--temperature", "hot"), ("--temperature: expected float, got 'hot'",)),
         (("train",), ("missing", "raymarch train --help")),
-        (("train", "x", "--steps", "many"), ("--steps", "'many'")),
-        (("train", "x", "--device", "gpu"), ("'gpu'", "'cuda'")),
         ((), ("expected one of", "localize")),
     ],
 )
@@ -130,6 +136,14 @@ def test_words_that_are_none_of_ours(capsys, words, parts):
     said = told(capsys, *words, status=2)
     for part in parts:
         assert part in said.lower(), said
+
+
+def test_help_does_not_say_none_of_what_it_explains(capsys):
+    """`(default: the preset's). (default: None)` told the same thing twice, one of them wrong."""
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert "None" not in said and "default: nerfacto" in said and "--steps INT" in said
 
 
 @pytest.mark.parametrize(

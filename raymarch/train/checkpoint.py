@@ -134,7 +134,10 @@ def newest(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not run.exists():
         raise CheckpointError(f"there is no run at {run}")
     if not files:
-        raise CheckpointError(f"{run} holds no checkpoint; expected {run / 'checkpoints'}/step-*{SUFFIX}")
+        inside = next((f"; did you mean {x}?" for x in sorted(run.glob("*/")) if saved(x)), "")
+        raise CheckpointError(
+            f"{run} holds no checkpoint; expected {run / 'checkpoints'}/step-*{SUFFIX}{inside}"
+        )
     problems: list[CheckpointError] = []
     for file in files:
         try:
