@@ -354,6 +354,7 @@ def test_arrays_that_disagree():
         ({"intrinsics": np.ones((2, 3, 3))}, "intrinsics"),
         ({"intrinsics": "wide"}, "intrinsics must be numbers"),
         ({"intrinsics": [[5.0, 0.3, 3], [0, 5, 2], [0, 0, 1]]}, "skew"),
+        ({"intrinsics": [[50.0, 0, 30], [0, 50, 20], [0, 0, 10]]}, r"row \[0.0, 0.0, 10.0\]"),
         ({"intrinsics": [5.0, np.nan, 1, 1]}, "image 0"),
         ({"distortion": np.ones(13)}, "distortion"),
         ({"distortion": np.ones((2, 4))}, "distortion"),

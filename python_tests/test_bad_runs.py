@@ -21,7 +21,7 @@ from raymarch.model.frames import FrameRenderer
 from raymarch.train import checkpoint, claim
 from raymarch.train.checkpoint import CheckpointError
 from raymarch.train.guard import guard
-from raymarch.train.runs import OpenRun, photos_of, resume, start
+from raymarch.train.runs import OpenRun, photos_of, reload_scene, resume, start
 from raymarch.train.trainer import Trainer, TrainingError, log_rows
 
 SHORT = ("--set", "train.trainer.rays=32", "--device", "cpu", "--look-every", "0")
@@ -273,7 +273,13 @@ def rewritten(run, change):
         lambda meta, _: meta["scene"].pop("names"),
         lambda meta, _: meta["scene"].update(train=[99]),
         lambda meta, _: meta["scene"].update(world_from_scene=3),
+        lambda meta, _: meta["scene"].update(source={"path": 3, "options": {}}),
+        lambda meta, _: meta["scene"].update(source=[]),
         lambda meta, _: meta["config"]["model"]["sampler"].update(samples=[0, 0]),
+        lambda meta, _: meta["config"]["model"].update(of_another_version=1),
+        lambda _, tensors: tensors["scene.camera_to_worlds"].fill_(float("nan")),
+        lambda _, tensors: tensors["scene.size"].fill_(1 << 40),
+        lambda _, tensors: tensors["scene.size"].zero_(),
         lambda _, tensors: tensors.pop("scene.lens"),
         lambda _, tensors: tensors.pop("model.fields.radiance.mlp.params"),
         lambda _, tensors: tensors.update({"scene.lens": torch.zeros(2, dtype=torch.int64)}),
@@ -282,6 +288,33 @@ def rewritten(run, change):
 def test_a_header_that_lacks_something(run, capsys, change):
     told(capsys, "render", rewritten(run, change), "--view", "train:0", "--device", "cpu")
     assert not (run / "renders").exists()
+
+
+def test_a_checkpoint_of_another_version_says_so(run, capsys):
+    rewritten(run, lambda meta, _: meta["config"]["model"]["poses"].update(gone=1))
+    said = told(capsys, "eval", run, "--device", "cpu")
+    assert f"{run} was trained by another version of raymarch" in said and "model.poses.gone" in said
+
+
+def test_options_of_another_version_are_refused_by_name(run, capsys):
+    rewritten(run, lambda meta, _: meta["scene"]["source"]["options"].update(progress=1))
+    assert "loads scenes with 'progress'" in told(capsys, "eval", run, "--device", "cpu")
+
+
+def test_a_checkpoint_names_no_folder_to_write_to(run, tmp_path, monkeypatch):
+    """A cache folder that somebody else's file names is used only where decoded photos were kept before."""
+    monkeypatch.setenv("RAYMARCH_CACHE", str(tmp_path / "own"))
+    named = tmp_path / "named"
+    change = {"cache": str(named), "memory": "disk"}
+    rewritten(run, lambda meta, _: meta["scene"]["source"]["options"].update(change))
+    meta = checkpoint.newest(run)[1]
+    reload_scene(meta, run)
+    assert not named.exists() and any((tmp_path / "own").iterdir())
+    load(meta["scene"]["source"]["path"], memory="disk", cache=named)
+    kept = {file.name: file.stat().st_mtime_ns for file in named.iterdir()}
+    reload_scene(meta, run)
+    assert kept.keys() == {file.name for file in named.iterdir()}
+    assert any(file.stat().st_mtime_ns > kept[file.name] for file in named.iterdir())  # it was asked
 
 
 def test_a_checkpoint_without_moments_renders_but_does_not_train(run):

@@ -123,6 +123,14 @@ def _refused(folder: Path, error: OSError) -> SceneError:
                       "there, or name another folder by cache or RAYMARCH_CACHE")  # fmt: skip
 
 
+def ours(folder: Path) -> bool:
+    """Whether decoded photos were kept in a folder before."""
+    try:
+        return any(OURS.fullmatch(path.name) for path in folder.glob(f"{PREFIX}*"))
+    except OSError:
+        return False
+
+
 def _remove_unused(folder: Path) -> None:
     oldest = time.time() - UNUSED_DAYS * 86400
     for path in folder.glob(f"{PREFIX}*"):
