@@ -71,7 +71,7 @@ class FrameRenderer:
         self._pool: Any = None  # of memory that captured chunks share
         self._camera: Cameras | None = None
         self._first: Tensor | None = None
-        self._fold: tuple[tuple, tuple[Tensor, Tensor]] | None = None
+        self._factors: tuple[int, tuple[Tensor, Tensor]] | None = None  # of which version of the layer
 
     @torch.no_grad()
     def render(
@@ -333,10 +333,11 @@ class FrameRenderer:
         return found
 
     def _folded(self, layer: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        key = (layer._version, embeddings.data_ptr(), embeddings._version, tuple(embeddings.shape))
-        if self._fold is None or self._fold[0] != key:
-            self._fold = key, reduced.folded(layer, embeddings.to(layer.device))
-        return self._fold[1]
+        """Embeddings folded through the layer, whose factors are kept. What was asked is never kept: other
+        embeddings may come to lie where the last ones did."""
+        if self._factors is None or self._factors[0] != layer._version:
+            self._factors = layer._version, reduced.factors(layer)
+        return reduced.folded(self._factors[1], embeddings)
 
     def _features(self, low: Tensor, depth: Tensor, step: int) -> Tensor:
         """The feature image, a few rows at a time: on the device if it fits, else in the host's memory."""
