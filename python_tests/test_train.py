@@ -113,6 +113,17 @@ def test_a_non_finite_loss_stops_names_the_op_and_saves_the_good_state(scene, tm
     assert tensors["model.fields.radiance.grid.table"].isfinite().all()
 
 
+def test_a_non_finite_gradient_of_a_finite_loss_is_called_that_and_the_step_taken_once(scene, tmp_path):
+    trainer = start(scene, config(**{"train.trainer.fused": "false"}), tmp_path / "run", device="cpu")
+    run_to(trainer, 5)
+    trainer.model.fields.radiance.colour.params.register_hook(lambda g: g * float("nan"))
+    with pytest.raises(TrainingError, match="a gradient became non-finite at step 5"):
+        run_to(trainer, 20)
+    tensors, meta = checkpoint.newest(tmp_path / "run")
+    assert meta["step"] == 5 and tensors["optim.fields.steps"].item() == 6
+    assert all(t.isfinite().all() for t in tensors.values())
+
+
 def test_a_non_finite_gradient_is_never_applied(device):
     p, m, v = (torch.ones(37, device=device) for _ in range(3))
     g = torch.ones(37, device=device)
