@@ -176,12 +176,14 @@ class TrainedScene(OpenRun):
     ) -> dict[str, Tensor]:
         """Density [P] per world unit and, given a feature field, feature [P, D] at world points [P, 3].
 
+        Far from the world's origin, as in maps' coordinates, give the points in float64.
+
         With Q texts (or embeddings), also `similarity` [P, Q]: how well each point matches each of them.
         """
-        points = torch.as_tensor(points, dtype=torch.float32)
+        points = torch.as_tensor(points).cpu().double()  # worlds may lie far from their origin
         if points.ndim != 2 or points.shape[1] != 3:
             raise ValueError(f"query: points has shape {tuple(points.shape)}, expected [P, 3]")
-        inside = self.world_from_scene.invert().apply(points).to(self.device)
+        inside = self.world_from_scene.invert().apply(points).float().to(self.device)
         parts = [self.model.fields.at(part) for part in inside.split(chunk)]
         found = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
         found["density"] = found["density"] / self.world_from_scene.scale

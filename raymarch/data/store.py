@@ -20,7 +20,7 @@ import numpy as np
 
 from raymarch.data.error import SceneError
 
-VERSION = 1  # of what the files hold: a change forgets them all
+VERSION = 2  # of what the files hold: a change forgets them all
 SHARE = 0.5  # of free memory that decoded photos may take before they are mapped from disk
 UNUSED_DAYS = 30  # files that nobody asked for in so long are removed
 PREFIX = "raymarch-"
