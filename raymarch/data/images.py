@@ -51,7 +51,9 @@ def read_mask(path: Path) -> np.ndarray:
     if lossy:
         return np.array(image.convert("L")) >= LOSSY_KEEPS
     if image.mode in ("RGB", "RGBA", "P", "PA", "LA", "La", "RGBa", "CMYK", "YCbCr"):
-        return np.array(image.convert("RGB")).max(axis=2) != 0  # not by brightness, in which dark colours are 0
+        return (
+            np.array(image.convert("RGB")).max(axis=2) != 0
+        )  # not by brightness, in which dark colours are 0
     return np.array(image) != 0
 
 
