@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
 from test_apps import photo_scene
@@ -14,6 +16,7 @@ from test_train import parameters, run_to
 
 from raymarch.apps import cli, demo, terminal, training
 from raymarch.apps.demo import make_room
+from raymarch.apps.images import save_depth, save_exr, save_npz, save_rgb
 from raymarch.config import ConfigError, override, preset
 from raymarch.data.atomic import write_text
 from raymarch.data.scene import load
@@ -224,6 +227,25 @@ def test_text_files_are_whole_and_keep_odd_names(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="/a'"):
         write_text(tmp_path / "a", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes()
+
+
+@pytest.mark.parametrize("write", [save_rgb, save_depth, save_exr, lambda p, x: save_npz(p, {"x": x})])
+def test_pictures_are_whole_or_absent(tmp_path, write):
+    """A full disk had left the beginning of an archive under the name of the archive."""
+    path, picture = tmp_path / "frame.bin", np.random.default_rng(0).random((40, 40)).astype(np.float32)
+    picture = np.stack([picture] * 3, -1) if write is save_rgb else picture
+    write(path, picture)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+        with pytest.raises(OSError, match=r"frame\.bin"):
+            write(path, picture)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [p.name for p in tmp_path.iterdir()] == ["frame.bin"] and path.read_bytes() == before
 
 
 # --- checkpoints ---

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymarch.data.atomic import write_text
 from raymarch.data.error import SceneError
 from raymarch.data.nerfstudio import MODELS, NUMBERS, TERMS
 from raymarch.types import LENSES, Cameras
@@ -53,9 +54,7 @@ def write_poses(
         texts = _colmap(names, cameras) if form == "colmap" else _tum(names, cameras)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        draft = out / (name + ".draft")
-        draft.write_text(text, "utf-8")
-        os.replace(draft, out / name)
+        write_text(out / name, text)
     return [out / name for name in texts]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raymarch.data.atomic import write_text
 from raymarch.data.pixels import Source
 from raymarch.model import Model
 from raymarch.model.frames import ran_out
@@ -88,9 +89,7 @@ def trim_log(path: Path, step: int) -> None:
         return
     text = "".join(json.dumps(row) + "\n" for row in log_rows(path) if row["step"] <= step)
     if text != path.read_text("utf-8", "replace"):
-        draft = path.with_suffix(".partial")
-        draft.write_text(text, "utf-8")
-        draft.replace(path)
+        write_text(path, text)
 
 
 class TrainingError(RuntimeError):
