@@ -157,6 +157,7 @@ def test_help_does_not_say_none_of_what_it_explains(capsys):
         (("render", "--frames", 0, "--path", "orbit"), "--frames is 0"),
         (("export", "--what", "points", "--views", 0), "--views is 0"),
         (("export", "--what", "mesh", "--resolution", -3), "--resolution is -3"),
+        (("export", "--what", "points", "--box", "1,2,3"), "--box is for meshes"),
         (("view", "--port", 99999), "--port is 99999"),
         (("resume", "--steps", 2), "at step 4 already"),
         (("resume", "--set", "model.sampler.samples=8,8"), "below train. only"),

@@ -256,7 +256,11 @@ def render(
         device: Where to run.
     """
     from raymarch.apps.rendering import Route, render_run
+    from raymarch.config import ConfigError
 
+    if (text or negatives) and "similarity" not in heads.split(","):
+        option = "--text" if text else "--negatives"
+        raise ConfigError(f"{option} is for the head similarity, which --heads {heads} leaves out")
     check_least(1, side=side, frames=frames)
     check_above(0, fps=fps)
     route = Route(cameras, path, view, frames, fps, loop, save_path)
@@ -418,6 +422,10 @@ def export(
         mode: exact, or reduced: several times faster and close.
         device: Where to run.
     """
+    from raymarch.config import ConfigError
+
+    if box is not None and what != "mesh":
+        raise ConfigError(f"--box is for meshes and says nothing of --what {what}: leave it out")
     check_least(1, points=points, views=views, side=side)
     check_least(2, resolution=resolution)
     if what == "poses":
