@@ -14,8 +14,11 @@ from raymarch.data.feature_files import read_feature_maps
 from raymarch.data.maps import FeatureMaps
 from raymarch.data.nerfstudio import read_cameras
 from raymarch.data.pixels import PixelSource
+from raymarch.data.pose_files import read_adjustments
 from raymarch.data.scene import Scene, SceneError, load
 from raymarch.data.similarity import Similarity
+from raymarch.train.checkpoint import CheckpointError
+from raymarch.train.nerfstudio_weights import read_weights
 
 
 def refused(folder, *parts, **options):
@@ -463,3 +466,16 @@ def test_whatever_a_file_says_only_a_scene_error_comes_out(tmp_path):
         assert scene.cameras.intrinsics.isfinite().all()
         assert scene.train
     assert 100 < loaded < 1100
+
+
+def test_archives_that_unpack_to_far_more_than_they_are(tmp_path):
+    """A few hundred kilobytes of zeros are as many megabytes unpacked."""
+    bomb = tmp_path / "bomb.npz"
+    np.savez_compressed(bomb, pose_adjustment=np.zeros((1 << 23, 6)))
+    for read in (read_adjustments, lambda path: read_feature_maps(path, ["a"])):
+        with pytest.raises(SceneError, match=r"bomb\.npz.*would unpack from \d+ to 402\d+ bytes"):
+            read(bomb)
+    with pytest.raises(CheckpointError, match="would unpack"):
+        read_weights(bomb)
+    np.savez_compressed(bomb, pose_adjustment=np.zeros((9, 6)))
+    assert read_adjustments(bomb).shape == (9, 6)

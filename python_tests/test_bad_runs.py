@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_apps import photo_scene
 from test_train import parameters, run_to
 
@@ -273,6 +274,13 @@ def test_a_checkpoint_cut_at_any_byte_is_refused(tmp_path):
         checkpoint.read(file)
 
 
+def test_a_header_nested_without_end_is_damage(tmp_path):
+    file = tmp_path / "step.safetensors"
+    save_file({"x": torch.zeros(1)}, file, {"raymarch": "[" * 100_000})
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.read(file)
+
+
 def rewritten(run, change):
     """The newest checkpoint with its header or tensors changed; the one before is gone."""
     newest, older = checkpoint.saved(run)
@@ -298,6 +306,7 @@ def rewritten(run, change):
         lambda meta, _: meta["scene"].update(world_from_scene=3),
         lambda meta, _: meta["scene"].update(source={"path": 3, "options": {}}),
         lambda meta, _: meta["scene"].update(source=[]),
+        lambda meta, _: meta["scene"].update(source=[0] * 3),
         lambda meta, _: meta["config"]["model"]["sampler"].update(samples=[0, 0]),
         lambda meta, _: meta["config"]["model"].update(of_another_version=1),
         lambda _, tensors: tensors["scene.camera_to_worlds"].fill_(float("nan")),

@@ -101,6 +101,16 @@ def test_a_step_never_waits_for_the_device(scene):
     assert busy
 
 
+def test_starting_leaves_the_callers_random_numbers_alone(scene):
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    first = parameters(start(scene, config(), device="cpu"))
+    assert torch.equal(torch.rand(3), want)
+    second = parameters(start(scene, config(), device="cpu"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_a_non_finite_loss_stops_names_the_op_and_saves_the_good_state(scene, tmp_path):
     trainer = start(scene, config(), tmp_path / "run", device="cpu")
     run_to(trainer, 5)

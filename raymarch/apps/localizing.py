@@ -84,7 +84,7 @@ def _start(init: str | None) -> Any:
         return init
     try:
         values = json.loads(Path(init).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LocalizeError(f"--init: {init} cannot be read as JSON: {error}") from None
     if isinstance(values, dict):
         found = next((values[key] for key in POSE_KEYS if key in values), None)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymarch.data.archive import open_npz
 from raymarch.data.atomic import write_text
 from raymarch.data.error import SceneError
 from raymarch.data.nerfstudio import MODELS, NUMBERS, TERMS
@@ -197,7 +198,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
             return {name: value.float().numpy() for name, value in load_file(path).items()}
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 return {name: file[name] for name in file.files}
         if path.suffix == ".json":
             values = json.loads(path.read_text("utf-8"))

@@ -94,7 +94,8 @@ class Scene:
     ) -> Scene:
         """A scene from NumPy arrays or tensors, every one checked (SceneError says what is wrong).
 
-        images: [N, h, w, c] or a list of [h, w, c], c 1, 3 or 4; uint8, or floats in 0..1.
+        images: [N, h, w, c] or a list of [h, w, c], c 1, 3 or 4; uint8 (not copied: the scene shows what is
+            written there later), or floats in 0..1.
         intrinsics: fx, fy, cx, cy in pixels, [4] or [N, 4], or matrices [3, 3] or [N, 3, 3]. The centre of
             the first pixel is (0.5, 0.5).
         poses: camera to world, [N, 3, 4] or [N, 4, 4], rigid; axes as `convention` says: opengl (x right,

@@ -69,7 +69,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if path.exists():  # what safetensors says of a file that may not be read
             raise CheckpointError(f"{path} cannot be read: allow it, or copy the run") from None
         raise CheckpointError(f"there is no checkpoint at {path}") from None
-    except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint ({reason}); use an earlier file of the same run"

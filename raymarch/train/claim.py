@@ -83,6 +83,6 @@ def _never_saved(run: Path) -> bool:
         return True
     try:
         from_dict(json.loads((run / CONFIG).read_text("utf-8")))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
     return True

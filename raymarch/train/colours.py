@@ -65,6 +65,6 @@ def read_pca(path: Path, width: int) -> tuple[Pca, int] | None:
             about = json.loads((file.metadata() or {})["pca"])
             projection, low, high = (file.get_tensor(k) for k in ("projection", "low", "high"))
             pca = Pca(projection, low, high, about["kind"])
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError, OSError):
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError):
         return None
     return (pca, int(about["step"])) if pca.projection.shape[0] == width else None

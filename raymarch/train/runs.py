@@ -127,7 +127,8 @@ def start(
 ) -> Trainer:
     """A trainer for a scene from step 0, which keeps its log and checkpoints in the folder `run`, if given.
 
-    `source` says how to load the scene again, for `resume`. ConfigError where a setting makes no sense, where
+    `source` says how to load the scene again, for `resume`. The model's first numbers come from the config's
+    seed; torch's own generators are left as they are. ConfigError where a setting makes no sense, where
     the folder holds something else or is being trained, or the scene lacks what the config needs.
     """
     run = None if run is None else Path(run)
@@ -136,8 +137,8 @@ def start(
     check_settings(config)
     if run is not None:
         check_vacant(run)
-    torch.manual_seed(config.train.trainer.seed)
-    with as_config_error("model"):
+    with as_config_error("model"), torch.random.fork_rng(devices=[]):  # the caller's numbers stay theirs
+        torch.manual_seed(config.train.trainer.seed)
         model = Model(config.model, len(scene.train)).to(where)
         pixels = photos_of(scene, config, where)
         check_refinable(model, pixels.cameras, scene)
