@@ -5,7 +5,7 @@ PYTHON ?= python
 TESTS ?=
 SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: check fix format lint types build test docs wheel proof resources archs gpu
+.PHONY: check fix format lint types build test docs wheel proof emulate resources archs gpu
 
 check: format lint types docs build test
 	$(PYTHON) -m bench.stubs --check
@@ -44,6 +44,10 @@ wheel:
 # Random cases, error tables, sanitizers and planted faults -> docs/numerics.md. Takes an hour.
 proof:
 	$(PYTHON) -m bench.proof
+
+# The op tests on the CUDA kernels, run by the CPU (csrc/emulator). Takes five minutes.
+emulate:
+	$(PYTHON) -m bench.proof emulate --order backward --no-record
 
 # Registers, stack and spills of every kernel -> bench/resources.txt
 resources:

@@ -28,6 +28,7 @@ class Array(Protocol):
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 has_cuda: bool
+emulated: bool
 cuda_archs: str
 cuda_version: str
 '''

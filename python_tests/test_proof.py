@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from bench.cases import CASES
-from bench.proof import arguments, cases, errors, faults, mutants, numerics, sanitize, threads
+from bench.proof import arguments, cases, emulate, errors, faults, mutants, numerics, sanitize, threads
 from bench.proof.cases import Example
 from bench.proof.equivalent import EQUIVALENT
 
@@ -202,6 +203,14 @@ def test_reports_of_sanitizers_are_counted_once():
         "==12==ERROR: AddressSanitizer: heap-buffer-overflow on address 0x6\n"
     )
     assert len(sanitize.reports(text)) == 2 and not sanitize.reports("12 passed in 3 s")
+
+
+# ---- Emulator ----
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+def test_the_emulator_tells_faulty_kernels_from_right_ones(tmp_path):
+    assert emulate.planted(tmp_path) == dict.fromkeys(emulate.PLANTED, True)
 
 
 @pytest.mark.nightly

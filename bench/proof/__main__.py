@@ -5,11 +5,13 @@ python -m bench.proof errors         error of every op and gradient against floa
 python -m bench.proof cases          20 000 random cases with awkward shapes and numbers
 python -m bench.proof huge           arrays of more than 2^31 elements, where there is memory for them
 python -m bench.proof threads        the thread pool under ThreadSanitizer
+python -m bench.proof emulate        the op tests on the CUDA kernels, run by the CPU, in three orders
 python -m bench.proof sanitize       the op tests on a core built with AddressSanitizer and UBSan
 python -m bench.proof mutants        faults planted into csrc/math, each of which the tests should notice
 python -m bench.proof docs           writes the tables of docs/numerics.md again from the record
 
     --device cuda     cases, errors and huge on a GPU       --cases N   how many random cases
+    --order ORDER     for emulate: forward, backward or a number that shuffles, and nothing else
     --budget SECONDS  for mutants: those found so far are kept, and a later run goes on with the others
     --only ROW ...    for cases: these rows alone, the others stay as they were recorded
     --no-record       print, and leave the record and the page as they are
@@ -25,13 +27,14 @@ from collections.abc import Callable
 from typing import Any
 
 from bench import record
-from bench.proof import cases, errors, mutants, numerics, sanitize, threads
+from bench.proof import cases, emulate, errors, mutants, numerics, sanitize, threads
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "errors": lambda options: errors.run(options.device),
     "cases": lambda options: random_cases(options),
     "huge": lambda options: cases.huge(options.device),
     "threads": lambda options: threads.run(),
+    "emulate": lambda options: emulate.run((options.order,), False) if options.order else emulate.run(),
     "sanitize": lambda options: sanitize.run(),
     "mutants": lambda options: mutants.run(options.budget, again=options.again),
 }
@@ -68,6 +71,7 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--only", nargs="*", default=[], help="cases: these rows alone; the record has others"
     )
+    parser.add_argument("--order", help="emulate: this order of threads alone")
     parser.add_argument("--budget", type=float, default=float("inf"))
     parser.add_argument("--again", action="store_true", help="mutants: only what survived, once more")
     parser.add_argument("--no-record", action="store_true")

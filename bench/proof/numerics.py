@@ -74,6 +74,13 @@ def sanitize_table(found: dict[str, Any]) -> list[str]:
     return [f"{counts}, built with `-fsanitize={found['sanitizers']}` ({_made(found)})."]
 
 
+def emulate_table(found: dict[str, Any]) -> list[str]:
+    orders = ", ".join(f"{name} {count}" for name, count in found["orders"].items())
+    caught = f"{found['planted_faults_found']} of {found['planted_faults']} planted faults found"
+    counts = f"{found['failed']} failed, {found['reports']} reports of AddressSanitizer"
+    return [f"Tests passed: {orders}; {counts}; {caught} ({_made(found)})."]
+
+
 def mutants_table(found: dict[str, Any]) -> list[str]:
     lines = [
         "| header | faults | killed | equivalent | survived | share killed |",
@@ -111,6 +118,7 @@ TABLES = {
     "huge": huge_table,
     "errors": errors_table,
     "sanitize": sanitize_table,
+    "emulate": emulate_table,
     "threads": threads_table,
     "mutants": mutants_table,
 }

@@ -30,7 +30,7 @@ def copy(name: str) -> Path:
     for folder in ("csrc", "raymarch", "python_tests", "bench"):  # what the checkout no longer has
         for old in (tree / folder).rglob("*"):
             inside = str(old.relative_to(tree))
-            if old.suffix in (".py", ".h", ".cpp", ".def") and inside not in names:
+            if old.suffix in (".py", ".h", ".cpp", ".def", ".cu", ".cuh") and inside not in names:
                 old.unlink()
     return tree
 

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads, 12)
     interlevel_backward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                                In<real, kRays> grad_loss, Out<real, kRays, kSamples> grad_w_proposal) {
-  extern __shared__ real shared[];
+  RM_SHARED(real, shared);
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
   const int fine = int(w.size[1]), bins = int(w_proposal.size[1]);

@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
     mlp_backward_kernel(Shape<H, kLayers, kIn> shape, Rows<T> x, In<real, kParams> params, int64_t activation,
                         float padding, OutGrad grad_y, OutRows grad_x, float* partial, int first_slot) {
   using S = Shape<H, kLayers, kIn>;
-  extern __shared__ __align__(16) half shared[];
+  RM_SHARED(half, shared);
   __shared__ int exponents[kWarps];
   Matrices<S, H, kStaged> matrices{shape};
   constexpr bool kAhead = std::is_same_v<T, half> && kLayers > 0;  // x is copied one tile ahead
@@ -250,7 +250,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
     if constexpr (kAhead) {
       wait_for_copies();
       __syncwarp();
-      if (base + step < x.count) x.copy(base + step, stash.x(now ^ 1) + 32 * warp * xs, xs);
+      // Rows past the end too, as zeros: what lies there meets gradients of zero, and NaN would outlive them.
+      if (base - 16 * warp + step < x.count) x.copy(base + step, stash.x(now ^ 1) + 32 * warp * xs, xs);
     } else {
       x.prefetch_rows(base, step);
     }
@@ -266,7 +267,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
         typename Rows<T>::Pair v[4];
         x.load(base, k, padding, v);
         round_square(v, in);
-        if (partial) store_blocks(my_x + 32 * k, xs, in);
+        if (partial) store_operand(my_x + 32 * k, xs, in);
       }
       forward_step<H / 8>(in, matrices[0], 0, k, sum);
     }
@@ -321,7 +322,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
       backward_step<H / 8>(in, matrices[last], 0, group, sum);
 #pragma unroll
       for (int i = 0; i < 4; ++i) in[i] = scaled(in[i], share);
-      if (partial) store_blocks(my_y + 32 * group, ys, in);
+      if (partial) store_operand(my_y + 32 * group, ys, in);
     }
     meet();
     if (partial) add_outer(last, slot, stash.y(), ys, stash.hidden(last - 1), kStride);

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads)
                       In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
                       Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing,
                       int64_t jitter, int64_t stream, real padding) {
-  extern __shared__ real shared[];
+  RM_SHARED(real, shared);
   const int64_t ray = warp();
   const int bins = int(weights.size[1]), edges = int(s_new.size[1]);
   if (ray >= weights.size[0]) return;

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, empty, empty_like
 
-from raymarch.ops._op import differentiable, launch, op
+from raymarch.ops._op import differentiable, launch, on_gpu, op
 
 ACTIVATIONS = ("none", "sigmoid", "relu")  # in the order of math/activation.h
 WIDTHS = tuple(range(16, 129, 16))
@@ -99,7 +99,7 @@ def mlp_gradients(
     grad_x = empty((x.shape[0], columns) if columns else (0,), dtype=params.dtype, device=x.device)
     grad_params = empty_like(params) if need_params else params.new_empty(0)
     partial = None
-    if need_params and x.device.type == "cuda":
+    if need_params and on_gpu(x):
         rows = max(16, min(_ROWS, _PARTIAL_NUMBERS // params.shape[0]))
         partial = empty((rows, params.shape[0]), dtype=params.dtype, device=x.device)
     launch(
