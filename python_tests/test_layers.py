@@ -17,6 +17,7 @@ INCLUDES = {
     "ops.h": {"array.h", "ops.def"},
     "cpu": {"math", "cpu", "array.h", "ops.h"},
     "cuda": {"math", "cuda", "array.h", "ops.h", "ops.def"},
+    "emulator": {"math", "emulator", "ops.h", "ops.def"},  # poses as the toolkit, for kernels on the CPU
     "bind.cpp": {"ops.h", "ops.def", "dlpack.h"},
 }
 
@@ -135,7 +136,7 @@ def test_cuda_and_python_stay_behind_their_doors():
         own = head(path, ROOT / "csrc")
         if own != "bind.cpp":
             assert not re.search(r"#include\s+<(pybind11/|Python\.h)", text), path
-        if own not in ("cuda", "math"):
+        if own not in ("cuda", "math", "emulator"):
             assert not re.search(r"#include\s+<cuda", text), path
         assert not re.search(r"#include\s+<(torch|ATen|c10)/", text), path
 
