@@ -83,6 +83,9 @@ def test_the_demo_run_opens_from_python(demo):
     assert found["density"].shape == (10,) and found["feature"].shape == (10, 32)
     with pytest.raises(ValueError, match="no head 'predicted_normals'"):
         scene.render(scene.camera("test", 0), heads=("predicted_normals",))
+    assert "depth" in scene.render(scene.camera("test", 0), "depth")  # one word, not five letters
+    with pytest.raises(ValueError, match="holds 6 cameras, expected one"):
+        scene.render(scene.test_cameras())
 
 
 def test_a_run_renders_from_the_command_line(demo, tmp_path):
@@ -93,6 +96,8 @@ def test_a_run_renders_from_the_command_line(demo, tmp_path):
     assert done.returncode == 0, done.stderr
     names = {p.name for p in tmp_path.iterdir()}
     assert {"test_0000_rgb.png", "test_0000_depth.png", "test_0000_depth.exr", "test_0000.npz"} <= names
+    first, *others = done.stdout.strip().split(", ")
+    assert {first, *(str(tmp_path / x) for x in others)} == {str(p) for p in tmp_path.iterdir()}
 
 
 def test_the_reduced_mode_says_what_it_costs(demo, tmp_path):

@@ -14,8 +14,11 @@ from raymarch.data.feature_files import read_feature_maps
 from raymarch.data.maps import FeatureMaps
 from raymarch.data.nerfstudio import read_cameras
 from raymarch.data.pixels import PixelSource
+from raymarch.data.pose_files import read_adjustments
 from raymarch.data.scene import Scene, SceneError, load
 from raymarch.data.similarity import Similarity
+from raymarch.train.checkpoint import CheckpointError
+from raymarch.train.nerfstudio_weights import read_weights
 
 
 def refused(folder, *parts, **options):
@@ -43,6 +46,18 @@ def test_a_folder_that_is_no_scene(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     refused(tmp_path, "not a scene of a known format", "transforms.json", "transforms_train.json")
     refused(tmp_path / "notes.txt", "not a scene of a known format")
+
+
+def test_a_folder_near_a_scene_is_told_where_it_is(tmp_path):
+    folder = write_scene(tmp_path / "kitchen", count=3)
+    refused(folder / "images", "not a scene of a known format", f"did you mean {folder}?")
+    refused(tmp_path, f"did you mean {folder}?")
+
+
+def test_photos_without_poses_are_told_what_finds_them(tmp_path):
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    refused(tmp_path, "it holds 2 photos", "COLMAP")
 
 
 @pytest.mark.parametrize(
@@ -342,6 +357,7 @@ def test_arrays_that_disagree():
         ({"intrinsics": np.ones((2, 3, 3))}, "intrinsics"),
         ({"intrinsics": "wide"}, "intrinsics must be numbers"),
         ({"intrinsics": [[5.0, 0.3, 3], [0, 5, 2], [0, 0, 1]]}, "skew"),
+        ({"intrinsics": [[50.0, 0, 30], [0, 50, 20], [0, 0, 10]]}, r"row \[0.0, 0.0, 10.0\]"),
         ({"intrinsics": [5.0, np.nan, 1, 1]}, "image 0"),
         ({"distortion": np.ones(13)}, "distortion"),
         ({"distortion": np.ones((2, 4))}, "distortion"),
@@ -450,3 +466,16 @@ def test_whatever_a_file_says_only_a_scene_error_comes_out(tmp_path):
         assert scene.cameras.intrinsics.isfinite().all()
         assert scene.train
     assert 100 < loaded < 1100
+
+
+def test_archives_that_unpack_to_far_more_than_they_are(tmp_path):
+    """A few hundred kilobytes of zeros are as many megabytes unpacked."""
+    bomb = tmp_path / "bomb.npz"
+    np.savez_compressed(bomb, pose_adjustment=np.zeros((1 << 23, 6)))
+    for read in (read_adjustments, lambda path: read_feature_maps(path, ["a"])):
+        with pytest.raises(SceneError, match=r"bomb\.npz.*would unpack from \d+ to 402\d+ bytes"):
+            read(bomb)
+    with pytest.raises(CheckpointError, match="would unpack"):
+        read_weights(bomb)
+    np.savez_compressed(bomb, pose_adjustment=np.zeros((9, 6)))
+    assert read_adjustments(bomb).shape == (9, 6)

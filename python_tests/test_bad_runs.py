@@ -3,17 +3,21 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_apps import photo_scene
 from test_train import parameters, run_to
 
 from raymarch.apps import cli, demo, terminal, training
 from raymarch.apps.demo import make_room
+from raymarch.apps.images import save_depth, save_exr, save_npz, save_rgb
 from raymarch.config import ConfigError, override, preset
 from raymarch.data.atomic import write_text
 from raymarch.data.scene import load
@@ -21,7 +25,7 @@ from raymarch.model.frames import FrameRenderer
 from raymarch.train import checkpoint, claim
 from raymarch.train.checkpoint import CheckpointError
 from raymarch.train.guard import guard
-from raymarch.train.runs import OpenRun, photos_of, resume, start
+from raymarch.train.runs import OpenRun, photos_of, reload_scene, resume, start
 from raymarch.train.trainer import Trainer, TrainingError, log_rows
 
 SHORT = ("--set", "train.trainer.rays=32", "--device", "cpu", "--look-every", "0")
@@ -119,10 +123,16 @@ def test_a_single_camera_has_nothing_to_be_refined_against(folder, tmp_path, cap
     ("words", "parts"),
     [
         (("trane",), ("no command 'trane'", "did you mean 'train'")),
-        (("train", "x", "--presett", "tiny"), ("--presett", "did you mean --preset?")),
+        (
+            ("train", "x", "--presett", "tiny"),
+            ("--presett", "did you mean --preset?", "raymarch train --help"),
+        ),
+        (("train", "x", "--steps", "many"), ("--steps: expected int, got 'many'", "raymarch train --help")),
+        (("train", "x", "--path", "orbit"), ("--path", "raymarch train --help")),
+        (("train", "x", "--device", "gpu"), ("--device: expected one of auto, cpu, cuda, got 'gpu'",)),
+        (("render", "x", "--path", "circle"), ("--path: expected one of interpolate, orbit, spiral, got",)),
+        (("query", "x", "mug", "--temperature", "hot"), ("--temperature: expected float, got 'hot'",)),
         (("train",), ("missing", "raymarch train --help")),
-        (("train", "x", "--steps", "many"), ("--steps", "'many'")),
-        (("train", "x", "--device", "gpu"), ("'gpu'", "'cuda'")),
         ((), ("expected one of", "localize")),
     ],
 )
@@ -130,6 +140,14 @@ def test_words_that_are_none_of_ours(capsys, words, parts):
     said = told(capsys, *words, status=2)
     for part in parts:
         assert part in said.lower(), said
+
+
+def test_help_does_not_say_none_of_what_it_explains(capsys):
+    """`(default: the preset's). (default: None)` told the same thing twice, one of them wrong."""
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert "None" not in said and "default: nerfacto" in said and "--steps INT" in said
 
 
 @pytest.mark.parametrize(
@@ -140,6 +158,7 @@ def test_words_that_are_none_of_ours(capsys, words, parts):
         (("render", "--frames", 0, "--path", "orbit"), "--frames is 0"),
         (("export", "--what", "points", "--views", 0), "--views is 0"),
         (("export", "--what", "mesh", "--resolution", -3), "--resolution is -3"),
+        (("export", "--what", "points", "--box", "1,2,3"), "--box is for meshes"),
         (("view", "--port", 99999), "--port is 99999"),
         (("resume", "--steps", 2), "at step 4 already"),
         (("resume", "--set", "model.sampler.samples=8,8"), "below train. only"),
@@ -212,6 +231,25 @@ def test_text_files_are_whole_and_keep_odd_names(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_bytes()
 
 
+@pytest.mark.parametrize("write", [save_rgb, save_depth, save_exr, lambda p, x: save_npz(p, {"x": x})])
+def test_pictures_are_whole_or_absent(tmp_path, write):
+    """A full disk had left the beginning of an archive under the name of the archive."""
+    path, picture = tmp_path / "frame.bin", np.random.default_rng(0).random((40, 40)).astype(np.float32)
+    picture = np.stack([picture] * 3, -1) if write is save_rgb else picture
+    write(path, picture)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+        with pytest.raises(OSError, match=r"frame\.bin"):
+            write(path, picture)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [p.name for p in tmp_path.iterdir()] == ["frame.bin"] and path.read_bytes() == before
+
+
 # --- checkpoints ---
 
 
@@ -233,6 +271,13 @@ def test_a_checkpoint_cut_at_any_byte_is_refused(tmp_path):
     file.unlink()
     file.mkdir()
     with pytest.raises(CheckpointError, match="is a folder"):
+        checkpoint.read(file)
+
+
+def test_a_header_nested_without_end_is_damage(tmp_path):
+    file = tmp_path / "step.safetensors"
+    save_file({"x": torch.zeros(1)}, file, {"raymarch": "[" * 100_000})
+    with pytest.raises(CheckpointError, match="damaged"):
         checkpoint.read(file)
 
 
@@ -259,7 +304,14 @@ def rewritten(run, change):
         lambda meta, _: meta["scene"].pop("names"),
         lambda meta, _: meta["scene"].update(train=[99]),
         lambda meta, _: meta["scene"].update(world_from_scene=3),
+        lambda meta, _: meta["scene"].update(source={"path": 3, "options": {}}),
+        lambda meta, _: meta["scene"].update(source=[]),
+        lambda meta, _: meta["scene"].update(source=[0] * 3),
         lambda meta, _: meta["config"]["model"]["sampler"].update(samples=[0, 0]),
+        lambda meta, _: meta["config"]["model"].update(of_another_version=1),
+        lambda _, tensors: tensors["scene.camera_to_worlds"].fill_(float("nan")),
+        lambda _, tensors: tensors["scene.size"].fill_(1 << 40),
+        lambda _, tensors: tensors["scene.size"].zero_(),
         lambda _, tensors: tensors.pop("scene.lens"),
         lambda _, tensors: tensors.pop("model.fields.radiance.mlp.params"),
         lambda _, tensors: tensors.update({"scene.lens": torch.zeros(2, dtype=torch.int64)}),
@@ -268,6 +320,33 @@ def rewritten(run, change):
 def test_a_header_that_lacks_something(run, capsys, change):
     told(capsys, "render", rewritten(run, change), "--view", "train:0", "--device", "cpu")
     assert not (run / "renders").exists()
+
+
+def test_a_checkpoint_of_another_version_says_so(run, capsys):
+    rewritten(run, lambda meta, _: meta["config"]["model"]["poses"].update(gone=1))
+    said = told(capsys, "eval", run, "--device", "cpu")
+    assert f"{run} was trained by another version of raymarch" in said and "model.poses.gone" in said
+
+
+def test_options_of_another_version_are_refused_by_name(run, capsys):
+    rewritten(run, lambda meta, _: meta["scene"]["source"]["options"].update(progress=1))
+    assert "loads scenes with 'progress'" in told(capsys, "eval", run, "--device", "cpu")
+
+
+def test_a_checkpoint_names_no_folder_to_write_to(run, tmp_path, monkeypatch):
+    """A cache folder that somebody else's file names is used only where decoded photos were kept before."""
+    monkeypatch.setenv("RAYMARCH_CACHE", str(tmp_path / "own"))
+    named = tmp_path / "named"
+    change = {"cache": str(named), "memory": "disk"}
+    rewritten(run, lambda meta, _: meta["scene"]["source"]["options"].update(change))
+    meta = checkpoint.newest(run)[1]
+    reload_scene(meta, run)
+    assert not named.exists() and any((tmp_path / "own").iterdir())
+    load(meta["scene"]["source"]["path"], memory="disk", cache=named)
+    kept = {file.name: file.stat().st_mtime_ns for file in named.iterdir()}
+    reload_scene(meta, run)
+    assert kept.keys() == {file.name for file in named.iterdir()}
+    assert any(file.stat().st_mtime_ns > kept[file.name] for file in named.iterdir())  # it was asked
 
 
 def test_a_checkpoint_without_moments_renders_but_does_not_train(run):

@@ -72,6 +72,21 @@ def test_masks_beside_photos_are_found_by_name(tmp_path, place):
     assert scene.images[0].shape[2] == 3
 
 
+def test_only_black_is_zero_in_a_coloured_mask(tmp_path):
+    """Labels are colours and palette entries, some of them too dark for a brightness of one."""
+    folder = write_scene(tmp_path / "s", count=3)
+    (folder / "masks").mkdir()
+    grey = half_mask(0, 1)
+    for i, kind in enumerate(("RGB", "P", "RGBA")):
+        blue = np.stack([0 * grey, 0 * grey, grey], axis=2)  # (0, 0, 1): brightness 0.1
+        image = Picture.fromarray(blue)
+        if kind == "P":
+            image = Picture.fromarray(grey).convert("P")
+            image.putpalette([0, 0, 0, 0, 0, 1])
+        image.convert(kind).save(folder / "masks" / f"{i:03d}.png")
+    assert drawn_columns(load(folder)) == RIGHT
+
+
 def test_ignore_and_empty_are_different_words(tmp_path):
     folder = write_scene(tmp_path / "s", count=3)
     for i in range(3):

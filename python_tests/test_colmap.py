@@ -273,7 +273,7 @@ def test_inspect_says_what_was_recognised_and_what_else_is_there(tmp_path):
         "points    2 of the surface",
         "1 of 3 frames have no image",
         "also      poses_bounds.npy (LLFF)",
-        "1 problems were found",
+        "1 problem was found",
     ):
         assert part in text, text
 

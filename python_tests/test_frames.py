@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from raymarch.model.reduced import (
     ReducedConfig,
     composed,
     cosines,
+    factors,
     filled_in,
     folded,
     networks_fit,
@@ -173,14 +175,27 @@ def test_similarity_is_the_cosine_of_the_features_it_never_forms(model, cameras)
     assert (close["similarity"] - want).abs().median() < 0.05
 
 
+def test_other_embeddings_in_the_same_memory_are_other_embeddings(model, cameras):
+    """As when a caller's last embeddings were freed, and the next ones lie where they did."""
+    room = np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)
+    kept = FrameRenderer(model)
+    for _ in range(2):
+        texts = torch.from_numpy(room)
+        heads = frozenset({"rgb", "similarity"})
+        got = kept.render(cameras, 0, heads, embeddings=texts)["similarity"]
+        want = FrameRenderer(model).render(cameras, 0, heads, embeddings=texts)["similarity"]
+        assert torch.equal(got, want)
+        room[:] = room[::-1].copy()
+
+
 def test_nearly_dependent_layers_keep_their_digits():
     torch.manual_seed(0)
     layer = torch.randn(40, 1).double() @ torch.ones(1, 8).double() + 1e-4 * torch.randn(40, 8).double()
     hidden, texts = torch.randn(50, 8), torch.randn(3, 40)
     want = torch.nn.functional.cosine_similarity((hidden.double() @ layer.T)[:, None], texts.double(), dim=-1)
-    got = cosines(hidden, folded(layer, texts))
+    got = cosines(hidden, folded(factors(layer), texts))
     assert (got - want).abs().max() < 2e-3
-    assert cosines(torch.zeros(2, 8), folded(layer, texts)).abs().max() == 0
+    assert cosines(torch.zeros(2, 8), folded(factors(layer), texts)).abs().max() == 0
 
 
 def test_filling_in_keeps_planes_and_does_not_blur_over_edges():

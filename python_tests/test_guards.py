@@ -1,6 +1,9 @@
 """The small numbers that keep formulas finite, each seen once, at its value."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -128,3 +131,23 @@ def test_a_camera_at_rest_is_pulled_nowhere(device):
     want = torch.zeros(3, 6)
     want[1, 0], want[1, 4] = 1e-2 / 3, 1e-3 / 3
     torch.testing.assert_close(xi.grad.cpu(), want)
+
+
+FEW_THREADS = """
+import resource, torch
+from raymarch import ops
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), resource.RLIM_INFINITY))  # room for two stacks
+sigma = torch.rand(5000, 64)
+assert torch.equal(ops.weights(sigma, sigma), ops.weights(sigma, sigma))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory the way of Linux")
+def test_fewer_threads_than_asked_for_do_the_work():
+    """A machine that gives no more threads had left a half-made pool behind, which crashed or hung."""
+    env = os.environ | {"RAYMARCH_THREADS": "64", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_THREADS], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """What is true of the hash grid alone. Oracle numbers are tiny-cuda-nn's formulas evaluated in float32."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -452,3 +453,14 @@ def test_module_names_bad_settings():
         HashGrid(*SMALL, 3)
     with pytest.raises(ValueError, match="storage is 'int8', expected one of auto"):
         HashGrid(*SMALL, 2, storage="int8")
+
+
+def test_a_copy_of_a_grid_looks_its_own_table_up():
+    """A copied table counts its changes from 0 again, and may arrive at the number of the half copy kept."""
+    grid = copy.deepcopy(HashGrid(2, 4, 8, 6, 2, storage="float16")).eval()
+    x = torch.rand(5, 3)
+    grid(x)  # makes the half copy
+    with torch.no_grad():
+        grid.table.add_(1)
+    again = copy.deepcopy(grid)
+    assert torch.equal(again(x), grid(x))

@@ -347,3 +347,16 @@ def test_shapes_that_do_not_fit_are_refused(ray):
         distortion(s[:, :-1], w)
     with pytest.raises(ValueError, match="s_proposal must have one edge more"):
         interlevel(s, w, s[:, :-1], w)
+
+
+@pytest.mark.parametrize("unknown", [float("nan"), 0.0, -1.0])
+def test_an_unknown_depth_moves_nothing(unknown):
+    w = torch.rand(2, 8, requires_grad=True)
+    t = torch.linspace(1, 2, 9).expand(2, 9)
+    depth, expected = torch.tensor([unknown, 1.5]), torch.rand(2, requires_grad=True)
+    for loss in (depth_ds_nerf(w, t, depth), depth_urf(w, t, depth, expected, 0.2)):
+        assert loss[0] == 0
+        grads = torch.autograd.grad(loss.sum(), [w, expected], allow_unused=True)
+        for grad in grads:
+            assert grad is None or ((grad[0] == 0).all() and grad[1].isfinite().all())
+        assert (grads[0][1] != 0).any()

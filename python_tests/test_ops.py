@@ -3,9 +3,22 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from bench.cases import CASES, several
-from bench.running import backend, error, floats, moved, recorded, run, tolerances, widened, with_grad, worst
+from bench.running import (
+    backend,
+    error,
+    floats,
+    moved,
+    recorded,
+    run,
+    seeds_of,
+    tolerances,
+    widened,
+    with_grad,
+    worst,
+)
 
 pytestmark = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -57,7 +70,13 @@ def test_traces_without_graph_breaks(case, device):
         return sum(o.double().square().sum() for o in several(case.op(*a)) if o.is_floating_point())
 
     compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*args), total(*args), rtol=1e-5, atol=1e-8)
+    got, want = compiled(*args), total(*args)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-8)
+    if len(several(case.op(*args))) > 1 and case.differentiable:  # some outputs may be unused, or not there
+        leaves = [args[i] for i in case.differentiable]
+        found = [torch.autograd.grad(out, leaves, allow_unused=True) for out in (got, want)]
+        assert worst(*([torch.zeros_like(x) if g is None else g for g, x in zip(gs, leaves, strict=True)]
+                       for gs in found)) <= 1e-5  # fmt: skip
 
 
 def test_has_no_second_derivative_and_says_so(case, device):
@@ -67,6 +86,30 @@ def test_has_no_second_derivative_and_says_so(case, device):
     out = sum(o.sum() for o in floats(case.op(*args)))
     with pytest.raises(RuntimeError, match="once differentiable"):
         torch.autograd.grad(out, args[case.differentiable[0]], create_graph=True)
+
+
+def test_refuses_forward_mode_instead_of_losing_tangents(case):
+    if not case.differentiable:
+        pytest.skip("the op has no gradient")
+    args = [a.detach() if isinstance(a, Tensor) else a for a in case.inputs(2)]
+    with forward_ad.dual_level():
+        i = case.differentiable[0]
+        args[i] = forward_ad.make_dual(args[i], torch.ones_like(args[i]))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            case.op(*args)
+
+
+def test_incoming_gradients_may_have_gaps(case, device):
+    args = with_grad(case, moved(case.inputs(9), device))
+    outputs, wanted = floats(case.op(*args)), [args[i] for i in case.differentiable]
+    if not wanted:
+        pytest.skip("the op has no gradient")
+    seeds = seeds_of(outputs)
+    whole, gappy = (
+        torch.autograd.grad(outputs, wanted, g, allow_unused=True, retain_graph=True)
+        for g in (seeds, [strided(x) for x in seeds])
+    )
+    assert worst(gappy, whole) <= 1e-6
 
 
 def same(got, want):
@@ -125,6 +168,12 @@ def strided(x):
     return torch.stack([x, x], -1)[..., 0] if x.dim() and x.numel() > 1 else x
 
 
+# Ops that people call by themselves, with views of what they have; others only follow each other.
+BRICKS = ("weights", "transmittance", "composite", "contract", "hashgrid", "harmonics", "fourier", "encode",
+          "colour_inputs", "mlp", "density", "sample_", "positions", "interlevel", "distortion")  # fmt: skip
+TAKES_VIEWS = [row for name, row in CASES.items() if name.startswith(BRICKS)]
+
+
 def test_views_with_gaps_are_taken_or_refused_by_name(case, device):
     inputs = moved(case.inputs(5), device)
     want = run(case, with_grad(case, inputs))
@@ -137,6 +186,7 @@ def test_views_with_gaps_are_taken_or_refused_by_name(case, device):
             got = run(case, args)
         except ValueError as refusal:
             assert "contiguous" in str(refusal)
+            assert case not in TAKES_VIEWS
             continue
         assert worst(got[0], want[0]) <= 1e-6 and worst(got[1], want[1]) <= 1e-6
 

@@ -20,6 +20,15 @@ def counter(device, seed=7, step=11):
     return torch.tensor([seed, step], device=device)
 
 
+@pytest.mark.skipif(backend("cpu") != "cpu", reason="kernels do not look")
+def test_images_without_pixels_are_refused_and_not_divided_by():
+    one, maps = torch.zeros(1, dtype=torch.int64), torch.ones(1, 3)
+    size, none = torch.ones(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)
+    for mode in ("nearest", "bilinear"):
+        with pytest.raises(ValueError, match="image_size has an image without pixels"):
+            gather_features(maps, one, size, none, one, torch.ones(1, 2), mode)
+
+
 def test_pixels_name_their_image_and_place(device):
     camera, xy, index = draw_pixels(counter(device), *layout(device), 5000)
     camera, xy, index = camera.cpu(), xy.cpu(), index.cpu()

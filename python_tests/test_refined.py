@@ -332,6 +332,7 @@ def test_the_command_line_reaches_all_of_it(run, truth, tmp_path, capsys, monkey
     assert stored["converged"] is False and np.array(stored["covariance"]).shape == (6, 6)
     assert (tmp_path / "found" / "photo_overlay.png").exists()
     assert "no photo at" in refused(capsys, "localize", run, tmp_path / "gone.jpg", *cpu)
+    assert "is a folder: name the photos in it" in refused(capsys, "localize", run, tmp_path, *cpu)
     assert "fx,fy,cx,cy" in refused(capsys, "localize", run, photo, "--intrinsics", "1,2", *cpu)
     assert "outside the photo" in refused(capsys, "localize", run, photo, "--intrinsics", "9,9,99,9", *cpu)
     assert "there is no run" in refused(capsys, "localize", tmp_path / "nowhere", photo, *cpu)

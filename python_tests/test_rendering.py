@@ -186,6 +186,7 @@ def test_colours_do_not_change_from_frame_to_frame(scene):
         (("--heads", "similarity"), "--text"),
         (("--heads", "predicted_normals"), "predicted_normals"),
         (("--heads", "similarity", "--text", "unicorn"), "unicorn"),
+        (("--heads", "rgb", "--text", "mug"), "--text is for the head similarity"),
         (("--formats", "gif"), "gif"),
         (("--save-path", "x.json"), "--path"),
         (("--view", "test"), "test"),

@@ -101,6 +101,16 @@ def test_a_step_never_waits_for_the_device(scene):
     assert busy
 
 
+def test_starting_leaves_the_callers_random_numbers_alone(scene):
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    first = parameters(start(scene, config(), device="cpu"))
+    assert torch.equal(torch.rand(3), want)
+    second = parameters(start(scene, config(), device="cpu"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_a_non_finite_loss_stops_names_the_op_and_saves_the_good_state(scene, tmp_path):
     trainer = start(scene, config(), tmp_path / "run", device="cpu")
     run_to(trainer, 5)
@@ -111,6 +121,17 @@ def test_a_non_finite_loss_stops_names_the_op_and_saves_the_good_state(scene, tm
     tensors, meta = checkpoint.newest(tmp_path / "run")
     assert meta["step"] == 5
     assert tensors["model.fields.radiance.grid.table"].isfinite().all()
+
+
+def test_a_non_finite_gradient_of_a_finite_loss_is_called_that_and_the_step_taken_once(scene, tmp_path):
+    trainer = start(scene, config(**{"train.trainer.fused": "false"}), tmp_path / "run", device="cpu")
+    run_to(trainer, 5)
+    trainer.model.fields.radiance.colour.params.register_hook(lambda g: g * float("nan"))
+    with pytest.raises(TrainingError, match="a gradient became non-finite at step 5"):
+        run_to(trainer, 20)
+    tensors, meta = checkpoint.newest(tmp_path / "run")
+    assert meta["step"] == 5 and tensors["optim.fields.steps"].item() == 6
+    assert all(t.isfinite().all() for t in tensors.values())
 
 
 def test_a_non_finite_gradient_is_never_applied(device):

@@ -54,6 +54,22 @@ def test_every_step_leads_back(orientation, center, scale):
         assert torch.allclose(both, torch.eye(3, dtype=torch.float64), atol=1e-9)
 
 
+def test_queries_keep_their_digits_far_from_the_origin(tmp_path):
+    """Coordinates of a map, in metres: float32 knows them to 6 cm."""
+    _, near = made()
+    away = torch.tensor([5e5, 4e6, 100.0], dtype=torch.float64)
+    poses = world_poses()
+    poses[:, :, 3] += away
+    far = Scene.from_arrays([x.numpy() for x in near.images], [6.0, 6.0, 4.0, 3.0], poses)
+    settings = config(steps=5, **{"model.fields.feature.width": 0, "model.poses.mode": "off"})
+    points = world_poses()[:, :, 3] * 0.9
+    found = []
+    for name, scene, shift in (("near", near, 0 * away), ("far", far, away)):
+        run_to(start(scene, settings, tmp_path / name, device="cpu"), 5).save()
+        found.append(TrainedScene(tmp_path / name, "cpu").query(points + shift)["density"])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)
+
+
 def test_renderings_and_queries_are_in_the_world(tmp_path):
     _, scene = made(orientation="up", center="poses", scale="auto")
     settings = config(steps=5, **{"model.fields.feature.width": 0, "model.poses.mode": "off"})

@@ -120,7 +120,7 @@ PRESETS = {"nerfacto": nerfacto, "f3rm": f3rm, "tiny": tiny}
 def preset(name: str) -> Config:
     """The named preset; ConfigError names the nearest one if there is none."""
     if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}{_nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+        raise ConfigError(f"no preset {name!r}{_nearest(name, PRESETS)} (there are {', '.join(PRESETS)})")
     return PRESETS[name]()
 
 

@@ -101,22 +101,25 @@ class TrainedScene(OpenRun):
     def render(
         self,
         camera: Cameras,
-        heads: Iterable[str] = ("rgb", "depth"),
+        heads: str | Iterable[str] = ("rgb", "depth"),
         mode: str = "exact",
         embeddings: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Render one camera (a Cameras of length 1).
 
-        heads: any of rgb, depth, opacity, normals, predicted_normals, feature, similarity. Returns images [h,
-        w, ...] by name; `depth` (median) and `expected_depth` [h, w] are distances along the ray in world
-        units, normals are in world axes. `feature` holds the channels of all feature heads; where a run has
-        several, each can be had by its own name (see `feature_heads`). `similarity` [h, w, K] are the cosines
-        of `text_head` with `embeddings` [K, D]. mode "reduced" is several times faster and close to "exact";
-        `model.reduced` holds its switches and bounds. Feature images that do not fit on the GPU are returned
-        in the host's memory.
-        ValueError names heads this run does not have, unknown modes and embeddings of another width.
+        heads: one or several of rgb, depth, opacity, normals, predicted_normals, feature, similarity. Returns
+        images [h, w, ...] by name; `depth` (median) and `expected_depth` [h, w] are distances along the ray
+        in world units, normals are in world axes. `feature` holds the channels of all feature heads; where a
+        run has several, each can be had by its own name (see `feature_heads`). `similarity` [h, w, K] are the
+        cosines of `text_head` with `embeddings` [K, D]. mode "reduced" is several times faster and close to
+        "exact"; `model.reduced` holds its switches and bounds. Feature images that do not fit on the GPU are
+        returned in the host's memory.
+        ValueError names heads this run does not have, unknown modes, embeddings of another width, and more
+        cameras than one.
         """
-        heads = frozenset(heads)
+        heads = frozenset([heads] if isinstance(heads, str) else heads)
+        if len(camera.size) != 1:
+            raise ValueError(f"render: camera holds {len(camera.size)} cameras, expected one")
         self._check(heads, embeddings)
         own = heads & (self.feature_heads.keys() - {"feature"})
         asked = heads - own | {"rgb"} | ({"feature"} if own else set())
@@ -173,12 +176,14 @@ class TrainedScene(OpenRun):
     ) -> dict[str, Tensor]:
         """Density [P] per world unit and, given a feature field, feature [P, D] at world points [P, 3].
 
+        Far from the world's origin, as in maps' coordinates, give the points in float64.
+
         With Q texts (or embeddings), also `similarity` [P, Q]: how well each point matches each of them.
         """
-        points = torch.as_tensor(points, dtype=torch.float32)
+        points = torch.as_tensor(points).cpu().double()  # worlds may lie far from their origin
         if points.ndim != 2 or points.shape[1] != 3:
             raise ValueError(f"query: points has shape {tuple(points.shape)}, expected [P, 3]")
-        inside = self.world_from_scene.invert().apply(points).to(self.device)
+        inside = self.world_from_scene.invert().apply(points).float().to(self.device)
         parts = [self.model.fields.at(part) for part in inside.split(chunk)]
         found = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
         found["density"] = found["density"] / self.world_from_scene.scale
@@ -212,14 +217,15 @@ class TrainedScene(OpenRun):
         camera: Cameras,
         queries: Sequence[Texts],
         negatives: Texts | None = None,
-        heads: Iterable[str] = ("rgb", "depth"),
+        heads: str | Iterable[str] = ("rgb", "depth"),
         score: str = "paired",
         temperature: float = 0.1,
         mode: str = "exact",
     ) -> dict[str, Tensor]:
         """`render` with Q queries at once: what it returns, and `similarity` [h, w, Q] of each."""
         wanted, others = self._embedded(queries, negatives)
-        found = self.render(camera, {*heads, "similarity"}, mode, torch.cat([wanted, others]).to(self.device))
+        asked = {heads} if isinstance(heads, str) else set(heads)
+        found = self.render(camera, asked | {"similarity"}, mode, torch.cat([wanted, others]).to(self.device))
         found["similarity"] = _scored(found["similarity"], len(wanted), score, temperature)
         return found
 

@@ -56,6 +56,7 @@ void gather_features(Cpu, Payload<kEntries, kChannels> maps, In<int64_t, kCamera
       require(start >= 0 && width > 0 && height > 0 && start + width * height <= maps.size[0],
               "map_starts and map_size reach outside the maps");
       const int64_t* size = image_size.data + 2 * image;
+      require(size[0] > 0 && size[1] > 0, "image_size has an image without pixels");
       const float x = xy.data[2 * ray], y = xy.data[2 * ray + 1];
       const auto cell = [&](int64_t row, int64_t column) {
         return maps.data + (start + row * width + column) * channels;

@@ -6,15 +6,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import inspect as inspection
 import io
 import os
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import DisallowNone, Positional, UseAppendAction, arg
 
 from raymarch.apps.options import check_above, check_least, check_port
 from raymarch.apps.terminal import prepare, say, tell
@@ -61,7 +63,7 @@ def train(
         scene: Scene of nerfstudio, instant-ngp, COLMAP, LLFF or Blender; found by what the folder holds.
         preset: nerfacto, f3rm or tiny.
         steps: Training steps (default: the preset's).
-        out: Run folder (default: runs/SCENE-PRESET).
+        out: Run folder (default: runs/FOLDER-PRESET, FOLDER being the scene's).
         set: Change a setting, as model.sampler.samples=256,96,48. May be given several times.
         downscale: Shrink photos by this whole factor.
         split: How photos are held out: every8, fraction, none (default: the scene's own split, else every8).
@@ -94,7 +96,7 @@ def train(
     if steps is not None:
         config = override(config, f"train.trainer.steps={steps}")
     check_settings(config)
-    run = out or Path("runs") / f"{scene.resolve().name}-{preset}"
+    run = out or Path("runs") / f"{named_after(scene)}-{preset}"
     check_vacant(run)
     files, told = features_for(scene, features, config.model.fields.feature.width > 0)
     if files and not config.model.fields.feature.width:
@@ -116,6 +118,12 @@ def train(
     trainer = start(loaded, config, run, device, source)
     say(loaded.format, *(f"note: {line}" for line in (*told, *loaded.problems, *loaded.notes)))
     train_run(trainer, loaded, run, device, look_every, tensorboard)
+
+
+def named_after(scene: Path) -> str:
+    """The folder that a scene is known by: for a file, the one that it lies in."""
+    place = scene.resolve()
+    return (place.parent if place.is_file() else place).name
 
 
 def extract(
@@ -248,7 +256,11 @@ def render(
         device: Where to run.
     """
     from raymarch.apps.rendering import Route, render_run
+    from raymarch.config import ConfigError
 
+    if (text or negatives) and "similarity" not in heads.split(","):
+        option = "--text" if text else "--negatives"
+        raise ConfigError(f"{option} is for the head similarity, which --heads {heads} leaves out")
     check_least(1, side=side, frames=frames)
     check_above(0, fps=fps)
     route = Route(cameras, path, view, frames, fps, loop, save_path)
@@ -410,6 +422,10 @@ def export(
         mode: exact, or reduced: several times faster and close.
         device: Where to run.
     """
+    from raymarch.config import ConfigError
+
+    if box is not None and what != "mesh":
+        raise ConfigError(f"--box is for meshes and says nothing of --what {what}: leave it out")
     check_least(1, points=points, views=views, side=side)
     check_least(2, resolution=resolution)
     if what == "poses":
@@ -533,7 +549,19 @@ def deferred(command: Callable[..., None]) -> Callable[..., Any]:
     def later(*args: Any, **options: Any) -> Callable[[], None]:
         return functools.partial(command, *args, **options)
 
+    later.__signature__ = inspection.signature(command)  # type: ignore[attr-defined]
+    later.__annotations__ = without_empty_defaults(command)
+    del later.__wrapped__  # type: ignore[attr-defined] # whose annotations would be read instead
     return later
+
+
+def without_empty_defaults(command: Callable[..., None]) -> dict[str, Any]:
+    """A command's annotations, in which `(default: None)` is not printed: its help says what that means."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    for name, parameter in inspection.signature(command).parameters.items():
+        if parameter.default in (None, ()) and hints[name] is not Set:
+            hints[name] = Annotated[hints[name], arg(help_behavior_hint="")]
+    return hints
 
 
 def parse(argv: list[str]) -> Callable[[], None]:
@@ -551,10 +579,12 @@ def parse(argv: list[str]) -> Callable[[], None]:
                 prog="raymarch",
                 description="Fused ray marching for radiance and feature fields.",
                 args=argv,
+                config=(DisallowNone,),
             )
     except SystemExit as ended:
         if ended.code:
-            say(f"raymarch: {one_line(wrong.getvalue())}")
+            named = argv[0] if argv and argv[0] in COMMANDS else ""
+            say(f"raymarch: {one_line(wrong.getvalue(), named)}")
         raise
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from raymarch.config import ConfigError
+from raymarch.data.atomic import whole
 from raymarch.export.mesh import Mesh, MeshError, mesh_of
 from raymarch.export.ply import write_ply
 from raymarch.export.surface import seen_points
@@ -85,9 +85,8 @@ def write_mesh(path: Path, mesh: Mesh) -> None:
         ) from None
     made = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), vertex_colors=colours, process=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.stem}.partial{path.suffix}")
-    made.export(draft)
-    os.replace(draft, path)
+    with whole(path) as draft:
+        made.export(draft)
 
 
 def box_of(text: str | None) -> tuple[float, ...] | None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from raymarch.apps import palette
 from raymarch.apps.palette import array
+from raymarch.data.atomic import whole, write_bytes
 
 
 def file_stems(names: Sequence[str]) -> list[str]:
@@ -41,14 +42,14 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
 def save_rgb(path: str | Path, image) -> None:
     """A picture [h, w, 3 or 4], float in 0..1 or uint8."""
-    Path(path).write_bytes(png_bytes(palette.rgb(image)))
+    write_bytes(Path(path), png_bytes(palette.rgb(image)))
 
 
 def save_depth(
     path: str | Path, distances, near: float | None = None, far: float | None = None, scale: str = "inverse"
 ) -> None:
     """Distances [h, w] in colour, to look at; near and far default to what the image holds."""
-    Path(path).write_bytes(png_bytes(palette.depth(distances, near, far, scale)))
+    write_bytes(Path(path), png_bytes(palette.depth(distances, near, far, scale)))
 
 
 def save_depth16(path: str | Path, distances, unit: float = 1e-3) -> None:
@@ -57,18 +58,18 @@ def save_depth16(path: str | Path, distances, unit: float = 1e-3) -> None:
     known = np.isfinite(distances) & (distances > 0)
     steps = np.rint(np.where(known, distances, 0) / unit).clip(0, 65535)
     steps = np.where(np.isposinf(distances), 65535, np.where(known, steps.clip(1), 0))
-    Path(path).write_bytes(png_bytes(steps.astype(np.uint16)))
+    write_bytes(Path(path), png_bytes(steps.astype(np.uint16)))
 
 
 def save_normals(path: str | Path, vectors) -> None:
     """Unit vectors [h, w, 3] as (n + 1) / 2."""
-    Path(path).write_bytes(png_bytes(palette.normals(vectors)))
+    write_bytes(Path(path), png_bytes(palette.normals(vectors)))
 
 
 def save_npz(path: str | Path, frame: dict) -> None:
     """Arrays by name, as they are, compressed."""
     arrays = {name: array(values) for name, values in frame.items()}
-    with open(path, "wb") as file:
+    with whole(Path(path)) as draft, open(draft, "wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -96,7 +97,7 @@ def save_exr(path: str | Path, image, channels: tuple[str, ...] | None = None) -
     rows = np.ascontiguousarray(
         values[:, :, order].transpose(0, 2, 1)
     )  # each line: one channel after another
-    with open(path, "wb") as file:
+    with whole(Path(path)) as draft, open(draft, "wb") as file:
         file.write(header + offsets)
         for y in range(height):
             file.write(struct.pack("<ii", y, row_bytes) + rows[y].tobytes())

@@ -22,4 +22,5 @@ def lines(path: Path, **options: Any) -> Iterator[str]:
         yield f"also      {', and '.join(others)}: name the file itself to read that instead"
     needed, free = bytes_needed(scene, scene.train), free_memory()
     yield f"memory    {needed / 1e9:.3g} GB of photos to train on; {free / 1e9:.3g} GB are free here"
-    yield "no problems were found" if not scene.problems else f"{len(scene.problems)} problems were found"
+    count = len(scene.problems)
+    yield f"{count or 'no'} problem{' was' if count == 1 else 's were'} found"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raymarch.apps.images import save_rgb
+from raymarch.apps.images import file_stems, save_rgb
 from raymarch.data.atomic import write_text
 from raymarch.train.localize import Localisation
 from raymarch.train.photos import LocalizeError
@@ -23,19 +23,21 @@ def localize_photos(
     camera = None if intrinsics is None else _numbers(intrinsics)
     start = _start(init)
     if missing := [photo for photo in photos if not photo.is_file()]:
+        if missing[0].is_dir():
+            raise LocalizeError(f"{missing[0]} is a folder: name the photos in it, as {missing[0]}/*.jpg")
         raise LocalizeError(f"there is no photo at {missing[0]}")
     if not photos:
         raise LocalizeError("no photo was given; expected raymarch localize RUN PHOTO ...")
     scene = TrainedScene(run, device)
     out = out or run / "localized"
-    for photo in photos:
+    for photo, stem in zip(photos, file_stems([photo.as_posix() for photo in photos]), strict=True):
         found = scene.localize(photo, camera, start)
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / f"{photo.stem}.json", json.dumps(record(found, photo), indent=1) + "\n")
+        write_text(out / f"{stem}.json", json.dumps(record(found, photo), indent=1) + "\n")
         if found.overlay is not None:
-            save_rgb(out / f"{photo.stem}_overlay.png", found.overlay)
+            save_rgb(out / f"{stem}_overlay.png", found.overlay)
         yield from told(found, photo)
-        yield f"  {out / photo.stem}.json, {photo.stem}_overlay.png"
+        yield f"  {out / stem}.json, {stem}_overlay.png"
 
 
 def record(found: Localisation, photo: Path) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def _start(init: str | None) -> Any:
         return init
     try:
         values = json.loads(Path(init).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LocalizeError(f"--init: {init} cannot be read as JSON: {error}") from None
     if isinstance(values, dict):
         found = next((values[key] for key in POSE_KEYS if key in values), None)

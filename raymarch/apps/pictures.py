@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ class Look:
     mode: str = "exact"
     near_far: tuple[float, float] | None = None  # of the depth colours; found at the first need
     warm: tuple[float, float] | None = None  # of the similarity colours; found at the first need
-    _words: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for head in self.heads:

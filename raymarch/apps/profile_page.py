@@ -12,6 +12,7 @@ from raymarch.apps.charts import Dot, roofline
 from raymarch.apps.pipeline_drawing import Box, draw
 from raymarch.apps.report import page_of
 from raymarch.apps.sections import Drawing, Section, Table, Text
+from raymarch.data.atomic import write_text
 from raymarch.profiling.kernels import KernelRow, write_timeline
 from raymarch.profiling.measure import Measured, OpRow
 from raymarch.profiling.ranges import PHASES
@@ -181,9 +182,7 @@ def write(
     """index.html, profile.json and trace.json, each replaced in one move."""
     page = page_of(folder, record["title"], sections(record, measured, rows, limits), sentence(record))
     for file, text in (("index.html", page), ("profile.json", json.dumps(record, indent=1) + "\n")):
-        draft = folder / (file + ".draft")
-        draft.write_text(text, "utf-8")
-        os.replace(draft, folder / file)
+        write_text(folder / file, text)
     trace = folder / DRAFT
     if not rows and measured.events:
         write_timeline(measured.events, trace, record["title"])

@@ -18,7 +18,7 @@ from torch import Tensor
 from raymarch import _C, __version__
 from raymarch.apps.extraction import features_for
 from raymarch.apps.profile_page import DRAFT, FILES, shown, write
-from raymarch.config import Config, ConfigError, from_dict, override, preset
+from raymarch.config import Config, ConfigError, override, preset
 from raymarch.data.scene import Scene, load
 from raymarch.data.synthetic import SyntheticScene, feature_maps, make_scene
 from raymarch.profiling.ceilings import ceilings, cores, seconds
@@ -27,7 +27,7 @@ from raymarch.profiling.measure import measure
 from raymarch.profiling.one_op import OpMissing, measure_op
 from raymarch.profiling.subjects import Frames, Subject, Training, skip_to
 from raymarch.train import checkpoint
-from raymarch.train.runs import pick_device, resume, smaller, start, subset
+from raymarch.train.runs import config_of, pick_device, resume, smaller, start, subset
 from raymarch.train.trainer import Trainer
 from raymarch.trained import TrainedScene
 from raymarch.types import Cameras
@@ -138,7 +138,7 @@ def photos_of(asked: Request) -> Scene | None:
     """The scene that was asked for, with its feature maps where the model distils some."""
     if asked.scene is None:
         return None
-    config = settled(asked) if asked.run is None else from_dict(checkpoint.newest(asked.run)[1]["config"])
+    config = settled(asked) if asked.run is None else config_of(checkpoint.newest(asked.run)[1], asked.run)
     files, _ = features_for(asked.scene, (), config.model.fields.feature.width > 0)
     options: dict[str, Any] = {"features": [str(file) for file in files]} if files else {}
     return load(asked.scene, **options)
@@ -157,7 +157,7 @@ def _kept_scene(run: Path) -> Scene | None:
     meta = checkpoint.newest(run)[1]
     if meta["scene"]["source"] is not None:
         return None
-    config = from_dict(meta["config"])
+    config = config_of(meta, run)
     views = len(meta["scene"]["train"])
     return built_in(config.model.fields.feature.width, views)
 

@@ -102,7 +102,7 @@ def open_with_words(run: Path, embeddings: Path | None, weights: str | None, dev
 
 
 def spread(scene: TrainedScene) -> tuple[str, ...]:
-    """Views to look at: training views spread over the run, then held-out ones."""
+    """Views to look at: training views spread over the run."""
     count = len(scene.train)
     train = sorted({k * count // VIEWS for k in range(VIEWS)})
     return tuple(f"train:{i}" for i in train)

@@ -61,7 +61,7 @@ def render_run(
     mode: str = "exact",
     device: str = "auto",
 ) -> Iterator[str]:
-    """Render and write; yields the path of each file set and, in reduced mode, what it costs.
+    """Render and write; yields the files of each frame (a line) and, in reduced mode, what it costs.
 
     embeddings: vectors by name for the texts, or a .npy [K, D] of what to look for.
     """
@@ -85,8 +85,8 @@ def render_run(
     if "mp4" in formats:
         yield from write_frames(out, (pictures for _, pictures in shown), fps)
     else:
-        for stem, _ in shown:
-            yield str(out / stem)
+        for written, _ in shown:
+            yield str(out / ", ".join(written))
 
 
 def read_rows(path: Path) -> tuple[Tensor, ...]:
@@ -136,22 +136,28 @@ def along(scene: TrainedScene, route: Route, side: int | None) -> tuple[Iterable
 
 def frames(
     look: Look, cameras: Iterable[tuple[str, Cameras]], out: Path, formats: list[str]
-) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Render each camera, write its still files, and yield its name and pictures."""
+) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
+    """Render each camera, write its still files, and yield their names and its pictures."""
     for stem, camera in cameras:
         frame = look.frame(camera)
         pictures = look.pictures(frame) if {"png", "mp4"} & set(formats) else {}
-        write(out / stem, frame, pictures if "png" in formats else {}, formats)
-        yield stem, pictures
+        yield write(out, stem, frame, pictures if "png" in formats else {}, formats), pictures
 
 
-def write(stem: Path, frame: dict[str, Tensor], pictures: dict[str, np.ndarray], formats: list[str]) -> None:
-    """Still files of one frame: STEM.npz, STEM_HEAD.exr and STEM_HEAD.png."""
+def write(
+    out: Path, stem: str, frame: dict[str, Tensor], pictures: dict[str, np.ndarray], formats: list[str]
+) -> list[str]:
+    """Still files of one frame, STEM.npz, STEM_HEAD.exr and STEM_HEAD.png; returns their names."""
+    written = []
     if "npz" in formats:
-        save_npz(stem.parent / f"{stem.name}.npz", frame)
+        written.append(f"{stem}.npz")
+        save_npz(out / written[-1], frame)
     for name, image in frame.items():
         if "exr" in formats and name != "feature":
             channels = tuple(f"S{i}" for i in range(image.shape[2])) if name == "similarity" else None
-            save_exr(stem.parent / f"{stem.name}_{name}.exr", image, channels)
+            written.append(f"{stem}_{name}.exr")
+            save_exr(out / written[-1], image, channels)
     for name, picture in pictures.items():
-        save_rgb(stem.parent / f"{stem.name}_{name}.png", picture)
+        written.append(f"{stem}_{name}.png")
+        save_rgb(out / written[-1], picture)
+    return written

@@ -34,7 +34,7 @@ from raymarch.apps.sections import (
     Table,
 )
 from raymarch.apps.style import STYLE
-from raymarch.data.atomic import write_text
+from raymarch.data.atomic import write_bytes, write_text
 
 
 def write_report(
@@ -137,7 +137,7 @@ def _figure(label: str, picture: Picture, out: Path, written: set[str]) -> str:
     pixels = palette.rgb(picture.pixels)
     data = png_bytes(pixels)
     stem = _stem(picture.file or f"{label} {picture.caption}", written)
-    (out / f"{stem}.png").write_bytes(data)
+    write_bytes(out / f"{stem}.png", data)
     height, width = pixels.shape[:2]
     source = "data:image/png;base64," + base64.b64encode(data).decode()
     words = escape(f"{label}: {picture.caption}" if label else picture.caption)

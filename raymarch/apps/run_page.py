@@ -65,11 +65,7 @@ def _held_out(run: Path, step: int, poses: str) -> list[Metric]:
             return []
         mean, protocol = stored["mean"], stored["protocol"]
         mean["psnr"], mean["ssim"]
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # cut short while it was written; `raymarch eval` makes it again
+    except (ValueError, KeyError, TypeError, RecursionError):  # damaged; `raymarch eval` makes it again
         return []
     return [
         Metric(f"psnr_{poses}", f"PSNR, poses {poses}", mean["psnr"], protocol, "dB", digits=4),

@@ -10,8 +10,11 @@ RULE = re.compile(r"^[\s\-\u2500-\u257f]*$")  # the lines of a box
 FRAME = "\u2500\u2502\u256d\u256e\u2570\u256f| "
 
 
-def one_line(box: str) -> str:
-    """The message of a box: its first part, and the option that it finds nearest."""
+def one_line(box: str, command: str = "") -> str:
+    """The message of a box: its first part, and the option that it finds nearest.
+
+    command: the subcommand that was being read, whose help is pointed to where the box names none.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     parts: list[list[str]] = [[]]
     for line in plain.splitlines()[1:]:  # the first is the title
@@ -20,16 +23,31 @@ def one_line(box: str) -> str:
         else:
             parts[-1].append(line.strip(FRAME))
     told = [" ".join(part) for part in parts if part]
-    message = (told[0] if told else plain.strip()).rstrip(".")
+    message = plainer((told[0] if told else plain.strip()).rstrip("."))
     near = next((part for part in told[1:] if part.startswith("Perhaps you meant")), "")
     option = re.search(r"--[a-z][\w-]*", near)
     help_text = next((part for part in told if part.startswith("For full helptext")), "")
-    command = re.search(r"raymarch.*--help", help_text)
+    named = re.search(r"raymarch.*--help", help_text)
+    see = max(named[0] if named else "", " ".join(["raymarch", *command.split(), "--help"]), key=len)
+    if option and option[0] in re.findall(r"--[\w-]+", message):  # there is one, but of another command
+        option = None
     return (
         f"{message[:1].lower()}{message[1:]}"
         + (f"; did you mean {option[0]}?" if option else "")
-        + f" (see `{command[0] if command else 'raymarch --help'}`)"
+        + f" (see `{see}`)"
     )
+
+
+def plainer(message: str) -> str:
+    """The parser's words for values that do not fit, without what only its author understands."""
+    if wrong := re.search(r"rror parsing (\S+): no type matching (\S+) could be .* from \['(.*)'\]", message):
+        return f"{wrong[1]}: expected {wrong[2]}, got {wrong[3]!r}"
+    if wrong := re.search(r"rror parsing (\S+): could not convert string to float: '(.*)'", message):
+        return f"{wrong[1]}: expected FLOAT, got {wrong[2]!r}"
+    if wrong := re.search(r"nvalid choice (.+) for argument '(\S+?)'\. Expected one of \((.*)\)", message):
+        known = sorted({word.strip(" '") for word in wrong[3].split(",")} - {"", "None"})
+        return f"{wrong[2]}: expected one of {', '.join(known)}, got {wrong[1]}"
+    return message.removesuffix(" (required)").rstrip(".")
 
 
 def unknown_command(word: str, commands: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -59,6 +60,12 @@ class Video:
         self._draft.replace(self.path)
         return self.path
 
+    def discard(self) -> None:
+        """Leave nothing of a video that was not finished; one that was stays."""
+        with contextlib.suppress(Exception):  # it may be the disk that failed
+            self._container.close()
+        self._draft.unlink(missing_ok=True)
+
 
 def write_frames(out: Path, frames: Iterable[dict[str, np.ndarray]], fps: float) -> Iterator[str]:
     """A video OUT/HEAD.mp4 per head, or PNG files OUT/HEAD/00000.png without PyAV; yields their paths."""
@@ -67,15 +74,19 @@ def write_frames(out: Path, frames: Iterable[dict[str, np.ndarray]], fps: float)
     able = has_video()
     if not able:
         yield 'PyAV is not installed (pip install "raymarch[video]"): writing PNG files instead of a video'
-    for i, pictures in enumerate(frames):
-        for head, picture in pictures.items():
-            if able:
-                if head not in videos:
-                    videos[head] = Video(out / f"{head}.mp4", fps)
-                videos[head].add(picture)
-            else:
-                folder = folders.setdefault(head, out / head)
-                folder.mkdir(parents=True, exist_ok=True)
-                save_rgb(folder / f"{i:05d}.png", picture)
-    yield from (str(video.close()) for video in videos.values())
+    try:
+        for i, pictures in enumerate(frames):
+            for head, picture in pictures.items():
+                if able:
+                    if head not in videos:
+                        videos[head] = Video(out / f"{head}.mp4", fps)
+                    videos[head].add(picture)
+                else:
+                    folder = folders.setdefault(head, out / head)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    save_rgb(folder / f"{i:05d}.png", picture)
+        yield from (str(video.close()) for video in videos.values())
+    finally:
+        for video in videos.values():
+            video.discard()
     yield from (str(folder) for folder in folders.values())

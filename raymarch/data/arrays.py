@@ -102,6 +102,12 @@ def intrinsics_array(intrinsics, names: Sequence[str]) -> np.ndarray:
     if given.shape[-2:] == (3, 3) and given.ndim in (2, 3):
         if np.abs(given[..., 0, 1]).max(initial=0) > 1e-6 * np.abs(given[..., 0, 0]).max(initial=1):
             raise SceneError("intrinsics have a skew (row 0, column 1), which no lens model here has")
+        last = given.reshape(-1, 3, 3)[:, 2]
+        if (wrong := (np.abs(last - (0, 0, 1)) > 1e-6).any(axis=1)).any():
+            row = last[wrong][0].tolist()
+            raise SceneError(
+                f"intrinsics end in the row {row}, not [0, 0, 1]: divide matrices by their corner"
+            )
         given = np.stack([given[..., i, j] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))], axis=-1)
     if given.shape not in ((4,), (count, 4)):
         raise SceneError(

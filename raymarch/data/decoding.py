@@ -63,71 +63,85 @@ def decode(
 def _load(frame: Frame, listing: Listing, options: Options, where: Store) -> Loaded:
     assert frame.image is not None
     path, downscale = frame.image, options.downscale
-    photo_id = [store.identity(path), float(downscale)]
+    identity = (*store.identity(path), float(downscale))
     try:
         width, height, turned = images.photo_facts(path)
-        pixels = where.array([*photo_id, "photo"], lambda: images.read_photo(path, downscale).pixels)
+        photo = where.array([*identity, "photo"], lambda: images.read_photo(path, downscale).pixels)
     except SceneError as error:
         raise UnreadableImage(str(error)) from None
     numbers, problem = fit(frame.lens, width, height, turned, frame.name)
-    numbers = numbers / downscale
-
-    def beside(file: Path, read: Callable[[Path], np.ndarray], what: str) -> np.ndarray:
-        values = read(file)
-        size = (values.shape[1], values.shape[0])
-        if size == (width, height):
-            return images.shrink_nearest(values, downscale)
-        if listing.resized and size == (frame.lens.width, frame.lens.height):
-            return images.nearest(values, pixels.shape[1], pixels.shape[0])
-        raise SceneError(f"the {what} {file} has {size[0]} x {size[1]} pixels, its image {width} x {height}")
-
-    mask = None
-    if (file := _ignore_mask(frame, options)) is not None:
-        made_of = [*photo_id, "mask", store.identity(file), frame.mask_inverted]
-        mask = where.array(made_of, lambda: beside(file, images.read_mask, "mask") ^ frame.mask_inverted)
-    if pixels.shape[2] == 4 and options.alpha != "empty":
-        clear, given = pixels, mask
-        pixels = where.array([*photo_id, "photo without alpha"], lambda: clear[:, :, :3].copy())
-        if options.alpha == "ignore":
-            made_of = [
-                *photo_id,
-                "opaque",
-                frame.mask_inverted,
-                *(map(store.identity, [file] if file else [])),
-            ]
-            mask = where.array(made_of, lambda: opaque(clear, given))
-    if (empty := empty_mask(frame, options)) is not None:
-        turn = frame.mask_inverted and empty == frame.mask
-        solid, made_of = pixels, [*photo_id, "photo with empty", store.identity(empty), turn, options.alpha]
-        pixels = where.array(made_of, lambda: emptied(solid, beside(empty, images.read_mask, "mask") ^ turn))
-    depth = None
-    if (distances := frame.depth) is not None:
-        kind, unit = options.depth_kind or listing.depth_kind, options.depth_unit or listing.depth_unit
-        applied = np.float32(listing.file_from_world.scale)  # files are in world units, poses may not be
-        made_of = [
-            *photo_id,
-            "depth",
-            store.identity(distances),
-            kind,
-            unit,
-            float(applied),
-            numbers.tolist(),
-            repr(frame.lens),
-        ]
-        depth = where.array(
-            made_of,
-            lambda: _ray_depth(
-                applied * beside(distances, lambda x: read_depth(x, unit), "depth map"), frame, numbers, kind
-            ),
-        )
+    found = _Photo(frame, listing, options, where, identity, (width, height), photo, numbers / downscale)
+    pixels, mask = found.pixels_and_mask()
     normals = None
     if frame.normals is not None:
-        normals = beside(frame.normals, images.read_positive_normals, "normal map")
-    return Loaded(frame, pixels, numbers, mask, depth, normals, None if listing.resized else problem)
+        normals = found.beside(frame.normals, images.read_positive_normals, "normal map")
+    problem = None if listing.resized else problem
+    return Loaded(frame, pixels, found.numbers, mask, found.depth(), normals, problem)
 
 
-def _ignore_mask(frame: Frame, options: Options) -> Path | None:
-    return frame.mask if options.masks == "ignore" else None
+@dataclass(frozen=True)
+class _Photo:
+    """A decoded photo, and how to find what lies beside it. Arrays come from the store where it has them."""
+
+    frame: Frame
+    listing: Listing
+    options: Options
+    where: Store
+    identity: tuple  # what tells this photo, at this size, from any other
+    size: tuple[int, int]  # width and height in the file
+    photo: np.ndarray
+    numbers: np.ndarray  # fx, fy, cx, cy after averaging down
+
+    def kept(self, made_of: list, make: Callable[[], np.ndarray]) -> np.ndarray:
+        return self.where.array([*self.identity, *made_of], make)
+
+    def beside(self, file: Path, read: Callable[[Path], np.ndarray], what: str) -> np.ndarray:
+        """The numbers of a file at the size of the photo as it was averaged down."""
+        values = read(file)
+        size = (values.shape[1], values.shape[0])
+        if size == self.size:
+            return images.shrink_nearest(values, self.options.downscale)
+        if self.listing.resized and size == (self.frame.lens.width, self.frame.lens.height):
+            return images.nearest(values, self.photo.shape[1], self.photo.shape[0])
+        width, height = self.size
+        raise SceneError(f"the {what} {file} has {size[0]} x {size[1]} pixels, its image {width} x {height}")
+
+    def pixels_and_mask(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Photo and mask, after what transparency and mask files were said to mean."""
+        frame, options, inverted = self.frame, self.options, self.frame.mask_inverted
+        pixels, mask = self.photo, None
+        file = frame.mask if options.masks == "ignore" else None
+        if file is not None:
+            made_of = ["mask", store.identity(file), inverted]
+            mask = self.kept(made_of, lambda: self.beside(file, images.read_mask, "mask") ^ inverted)
+        if pixels.shape[2] == 4 and options.alpha != "empty":
+            clear, given = pixels, mask
+            pixels = self.kept(["photo without alpha"], lambda: clear[:, :, :3].copy())
+            if options.alpha == "ignore":
+                made_of = ["opaque", inverted, *(map(store.identity, [file] if file else []))]
+                mask = self.kept(made_of, lambda: opaque(clear, given))
+        if (empty := empty_mask(frame, options)) is not None:
+            turn = inverted and empty == frame.mask
+            solid, made_of = pixels, ["photo with empty", store.identity(empty), turn, options.alpha]
+            pixels = self.kept(
+                made_of, lambda: emptied(solid, self.beside(empty, images.read_mask, "mask") ^ turn)
+            )
+        return pixels, mask
+
+    def depth(self) -> np.ndarray | None:
+        """Distances along the rays in units of the poses."""
+        file, options, listing = self.frame.depth, self.options, self.listing
+        if file is None:
+            return None
+        kind, unit = options.depth_kind or listing.depth_kind, options.depth_unit or listing.depth_unit
+        applied = np.float32(listing.file_from_world.scale)  # files are in world units, poses may not be
+
+        def made() -> np.ndarray:
+            world = self.beside(file, lambda path: read_depth(path, unit), "depth map")
+            return _ray_depth(applied * world, self.frame, self.numbers, kind)
+
+        lens = self.numbers.tolist(), repr(self.frame.lens)
+        return self.kept(["depth", store.identity(file), kind, unit, float(applied), *lens], made)
 
 
 def empty_mask(frame: Frame, options: Options) -> Path | None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymarch.data.archive import open_npz
 from raymarch.data.error import SceneError, some
 from raymarch.data.maps import FeatureMaps
 
@@ -143,7 +144,7 @@ def _read_npy(path: Path) -> FeatureFile:
 
 def _read_npz(path: Path) -> FeatureFile:
     """An array per name; or `features` [N, h, w, D] (or `features_int8` and `scale` [D]) and `file_names`."""
-    with np.load(path, allow_pickle=False) as stored:
+    with open_npz(path) as stored:
         if "file_names" not in stored:
             if not stored.files or "features" in stored:
                 raise SceneError(f"feature file {path} has no file_names beside its features")

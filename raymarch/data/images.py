@@ -48,9 +48,13 @@ def read_mask(path: Path) -> np.ndarray:
     """[h, w] bool: nonzero keeps the pixel; of a JPEG, whose black is never quite black, 128 and more."""
     image, _ = _open(path)
     lossy = image.format == "JPEG"
-    if image.mode in ("RGB", "RGBA", "P", "LA", "CMYK", "YCbCr"):
-        image = image.convert("L")
-    return np.array(image) >= LOSSY_KEEPS if lossy else np.array(image) != 0
+    if lossy:
+        return np.array(image.convert("L")) >= LOSSY_KEEPS
+    if image.mode in ("RGB", "RGBA", "P", "PA", "LA", "La", "RGBa", "CMYK", "YCbCr"):
+        return (
+            np.array(image.convert("RGB")).max(axis=2) != 0
+        )  # not by brightness, in which dark colours are 0
+    return np.array(image) != 0
 
 
 def read_numbers(path: Path) -> np.ndarray:

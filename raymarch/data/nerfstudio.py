@@ -155,7 +155,7 @@ def read_json(path: Path) -> dict:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SceneError(f"{path} cannot be read as JSON: {error}") from None
+        raise SceneError(f"{path} cannot be read as JSON: {(error.strerror or str(error)).lower()}") from None
     return json_object(data, path)
 
 

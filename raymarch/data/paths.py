@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raymarch.data import arrays
+from raymarch.data.atomic import write_text
 from raymarch.data.error import SceneError
 from raymarch.data.nerfstudio import number, read_json
 from raymarch.types import LENSES, Cameras
@@ -97,7 +98,7 @@ def write_camera_path(path: str | Path, made: CameraPath) -> None:
         "is_cycle": False,
         "crop": None,
     }
-    Path(path).write_text(json.dumps(stored, indent=1) + "\n", "utf-8")
+    write_text(Path(path), json.dumps(stored, indent=1) + "\n")
 
 
 def orbit(cameras: Cameras, frames: int, turns: float = 1.0) -> Cameras:

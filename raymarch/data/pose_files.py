@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymarch.data.archive import open_npz
+from raymarch.data.atomic import write_text
 from raymarch.data.error import SceneError
 from raymarch.data.nerfstudio import MODELS, NUMBERS, TERMS
 from raymarch.types import LENSES, Cameras
@@ -53,9 +55,7 @@ def write_poses(
         texts = _colmap(names, cameras) if form == "colmap" else _tum(names, cameras)
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        draft = out / (name + ".draft")
-        draft.write_text(text, "utf-8")
-        os.replace(draft, out / name)
+        write_text(out / name, text)
     return [out / name for name in texts]
 
 
@@ -198,7 +198,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
             return {name: value.float().numpy() for name, value in load_file(path).items()}
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with open_npz(path) as file:
                 return {name: file[name] for name in file.files}
         if path.suffix == ".json":
             values = json.loads(path.read_text("utf-8"))

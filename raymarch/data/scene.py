@@ -19,6 +19,7 @@ from torch import Tensor
 
 from raymarch.data import arrays
 from raymarch.data.error import SceneError, some
+from raymarch.data.images import SUFFIXES
 from raymarch.data.listing import Listed, Options
 from raymarch.data.maps import FeatureMaps, feature_maps
 from raymarch.data.normalise import normalise
@@ -36,6 +37,7 @@ FORMATS = (
     "raymarch.data.llff",
 )
 BACKGROUNDS = ("none", "white", "black", "random")
+MOST_ENTRIES = 1000  # of a folder, looked through for a scene that was meant instead
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,8 @@ class Scene:
     ) -> Scene:
         """A scene from NumPy arrays or tensors, every one checked (SceneError says what is wrong).
 
-        images: [N, h, w, c] or a list of [h, w, c], c 1, 3 or 4; uint8, or floats in 0..1.
+        images: [N, h, w, c] or a list of [h, w, c], c 1, 3 or 4; uint8 (not copied: the scene shows what is
+            written there later), or floats in 0..1.
         intrinsics: fx, fy, cx, cy in pixels, [4] or [N, 4], or matrices [3, 3] or [N, 3, 3]. The centre of
             the first pixel is (0.5, 0.5).
         poses: camera to world, [N, 3, 4] or [N, 4, 4], rigid; axes as `convention` says: opengl (x right,
@@ -211,7 +214,29 @@ def _format_of(path: Path) -> ModuleType:
         if module.recognises(path):
             return module
     wanted = ", or ".join(module.LOOKS_FOR for module in modules)
-    raise SceneError(f"{path} is not a scene of a known format: looked for {wanted}")
+    raise SceneError(f"{path} is not a scene of a known format: looked for {wanted}{_remedy(path, modules)}")
+
+
+def _remedy(path: Path, modules: Sequence[ModuleType]) -> str:
+    """What to do about a folder that is no scene: name the one around or in it, or have poses found."""
+    try:
+        entries = sorted(path.iterdir())[:MOST_ENTRIES] if path.is_dir() else []
+        near = [path.absolute().parent, *(entry for entry in entries if entry.is_dir())]
+        for other in near:
+            if any(module.recognises(other) for module in modules):
+                return f"; did you mean {other}?"
+        photos = [
+            entry for folder in (path, path / "images") if folder.is_dir() for entry in folder.iterdir()
+        ]
+        count = sum(entry.suffix in SUFFIXES for entry in photos)
+    except OSError:
+        return ""
+    if not count:
+        return ""
+    return (
+        f"; it holds {count} photos, but not where they were taken from: find their poses first, with COLMAP "
+        "(`colmap automatic_reconstructor`) or nerfstudio (`ns-process-data images`)"
+    )
 
 
 def describe(scene: Scene) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from raymarch.data.error import SceneError
 
-VERSION = 1  # of what the files hold: a change forgets them all
+VERSION = 2  # of what the files hold: a change forgets them all
 SHARE = 0.5  # of free memory that decoded photos may take before they are mapped from disk
 UNUSED_DAYS = 30  # files that nobody asked for in so long are removed
 PREFIX = "raymarch-"
@@ -121,6 +121,14 @@ def _write(path: Path, values: np.ndarray) -> None:
 def _refused(folder: Path, error: OSError) -> SceneError:
     return SceneError(f"decoded photos cannot be kept in {folder}: {error.strerror or error}; free space "
                       "there, or name another folder by cache or RAYMARCH_CACHE")  # fmt: skip
+
+
+def ours(folder: Path) -> bool:
+    """Whether decoded photos were kept in a folder before."""
+    try:
+        return any(OURS.fullmatch(path.name) for path in folder.glob(f"{PREFIX}*"))
+    except OSError:
+        return False
 
 
 def _remove_unused(folder: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from raymarch.data.atomic import write_bytes
 
 TYPES = {"f4": "float", "u1": "uchar", "i4": "int", "f8": "double", "u2": "ushort", "u4": "uint"}
 FACE = np.dtype([("count", "u1"), ("corners", "<i4", 3)])
@@ -40,9 +41,7 @@ def write_ply(
         rows["count"], rows["corners"] = 3, faces
         body += rows.tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".partial")
-    draft.write_bytes(body)
-    os.replace(draft, path)
+    write_bytes(path, body)
     return path
 
 

@@ -71,7 +71,7 @@ class FrameRenderer:
         self._pool: Any = None  # of memory that captured chunks share
         self._camera: Cameras | None = None
         self._first: Tensor | None = None
-        self._fold: tuple[tuple, tuple[Tensor, Tensor]] | None = None
+        self._factors: tuple[Tensor, int, tuple[Tensor, Tensor]] | None = None  # of which layer and version
 
     @torch.no_grad()
     def render(
@@ -323,7 +323,7 @@ class FrameRenderer:
         assert feature is not None
         if "similarity" in heads:
             assert embeddings is not None
-            values = reduced.cosines(low, self._folded(feature.text_layer, embeddings))
+            values = reduced.cosines(low, self._folded(feature.layer, feature.text_layer, embeddings))
             small = depth[::step, ::step]
             found["similarity"] = reduced.filled_in(values, small, depth, step) if step > 1 else values
         if "feature" in heads:
@@ -332,11 +332,15 @@ class FrameRenderer:
             found["feature_hidden"] = low.clone()
         return found
 
-    def _folded(self, layer: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        key = (layer._version, embeddings.data_ptr(), embeddings._version, tuple(embeddings.shape))
-        if self._fold is None or self._fold[0] != key:
-            self._fold = key, reduced.folded(layer, embeddings.to(layer.device))
-        return self._fold[1]
+    def _folded(self, layer: Tensor, rows: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings folded through the rows of the layer that texts are compared with.
+
+        The rows' factors are kept. What was asked is not: other embeddings may come to lie where the last
+        ones did.
+        """
+        if self._factors is None or self._factors[0] is not layer or self._factors[1] != layer._version:
+            self._factors = layer, layer._version, reduced.factors(rows)
+        return reduced.folded(self._factors[2], embeddings)
 
     def _features(self, low: Tensor, depth: Tensor, step: int) -> Tensor:
         """The feature image, a few rows at a time: on the device if it fits, else in the host's memory."""

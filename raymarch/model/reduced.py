@@ -226,15 +226,21 @@ def filled_in(low: Tensor, low_depth: Tensor, depth: Tensor, step: int) -> Tenso
     return total / mass[..., None]
 
 
-def folded(layer: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit embeddings [K, D] folded through the last feature layer [D, H]: texts [K, H], triangle [H, H].
+def factors(layer: Tensor) -> tuple[Tensor, Tensor]:
+    """The last feature layer [D, H] as Q [D, H] (columns of length 1, float64) and a triangle R [H, H]."""
+    basis, triangle = torch.linalg.qr(layer.detach().double())
+    return basis, triangle.float()
+
+
+def folded(layer: tuple[Tensor, Tensor], embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit embeddings [K, D] folded through the `factors` of the layer: texts [K, H], triangle [H, H].
 
     With layer = Q R the feature of h is Q (R h): its length |R h| is the root of h^T (layer^T layer) h, and
     its product with a text t is (Q^T t) . (R h).
     """
-    basis, triangle = torch.linalg.qr(layer.detach().double())
+    basis, triangle = layer
     texts = F.normalize(embeddings.to(basis), dim=-1) @ basis
-    return texts.float(), triangle.float()
+    return texts.float(), triangle
 
 
 def cosines(hidden: Tensor, fold: tuple[Tensor, Tensor]) -> Tensor:

@@ -78,6 +78,10 @@ class HashGrid(nn.Module):
         self._stored_version = None  # an optimiser may have written the table behind torch's back
         return super().train(mode)
 
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._stored_version = None  # a copy's table counts its changes anew
+
     def _apply(self, fn, recurse: bool = True) -> "HashGrid":
         self.stored = None  # moved tables get a new copy, of the dtype that fits the new device
         return super()._apply(fn, recurse)

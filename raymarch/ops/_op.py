@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from raymarch import _C
 
@@ -118,7 +119,7 @@ def differentiable(
     `backward(inputs, saved, grads, needs)` receives the forward's arguments, the outputs whose positions
     `save` names, one incoming gradient per output (None where nothing flows back) and one bool per
     argument; it returns one gradient (or None) per argument. Incoming gradients are contiguous. Outputs at
-    the positions `fixed` have no gradient.
+    the positions `fixed` have no gradient. Second derivatives and forward mode (jvp) raise a RuntimeError.
     """
 
     class Pair(torch.autograd.Function):
@@ -137,7 +138,10 @@ def differentiable(
         @staticmethod
         def backward(ctx, *grads):
             if torch.is_grad_enabled():  # create_graph=True: our gradients have no gradients
-                raise RuntimeError(f"{forward} is once differentiable")
+                raise RuntimeError(
+                    f"{forward} is once differentiable: call without create_graph=True, or write the second "
+                    "derivative in torch"
+                )
             if all(g is None for g in grads):
                 return tuple(None for _ in ctx.settings)
             count = len(ctx.settings)
@@ -147,6 +151,8 @@ def differentiable(
             return backward(inputs, kept[count:], grads, ctx.needs_input_grad)
 
     def call(*inputs):
+        if forward_ad._current_level >= 0:  # a plain call would lose tangents; torch refuses them here
+            return Pair.apply(*inputs)
         if torch.is_grad_enabled():
             for x in inputs:  # a generator would cost as much as the rest of this function
                 if isinstance(x, Tensor) and x.requires_grad:

@@ -81,6 +81,9 @@ def composite_backward(
 
 def _backward(inputs, saved, grads, needs):
     g_rgb, g_opacity, _, g_expected, g_normals, g_predicted, g_feature = grads
+    # A head that was not given has no gradient. Under torch.compile an empty one comes where eager has None.
+    of_heads = zip((g_rgb, g_normals, g_predicted, g_feature), inputs[2:6], strict=True)
+    g_rgb, g_normals, g_predicted, g_feature = (None if head is None else g for g, head in of_heads)
     needs = (needs[0], *needs[2:6])
     found = composite_backward(
         *inputs, g_rgb, g_opacity, g_expected, g_normals, g_predicted, g_feature, *needs

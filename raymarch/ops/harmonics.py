@@ -59,7 +59,7 @@ def harmonics(d: Tensor, signs: str = "nerfstudio") -> Tensor:
     """
     if signs not in SIGNS:
         raise ValueError(f"harmonics: signs is {signs!r}, expected one of {', '.join(SIGNS)}")
-    return _harmonics(d, SIGNS.index(signs))
+    return _harmonics(d.contiguous(), SIGNS.index(signs))
 
 
 def fourier(x: Tensor, frequencies: int, layout: str = "tcnn") -> Tensor:
@@ -73,4 +73,4 @@ def fourier(x: Tensor, frequencies: int, layout: str = "tcnn") -> Tensor:
         raise ValueError(f"fourier: layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
     if not 1 <= frequencies <= 24:
         raise ValueError(f"fourier: frequencies is {frequencies}, expected 1 to 24")
-    return _fourier(x, frequencies, LAYOUTS.index(layout))
+    return _fourier(x.contiguous(), frequencies, LAYOUTS.index(layout))

@@ -216,7 +216,8 @@ def hashgrid(
     """
     shape = (levels, base_resolution, max_resolution, log2_size)
     settings = hashgrid_settings(x, table, stored, shape, interpolation, layout, dtype)
-    return _hashgrid(x, table, stored, *settings, dtype)
+    held = None if stored is None else stored.contiguous()
+    return _hashgrid(x.contiguous(), table.contiguous(), held, *settings, dtype)
 
 
 def _slope_backward(inputs, saved, grads, needs):
@@ -285,4 +286,4 @@ def hashgrid_input_gradient(
             f"hashgrid_input_gradient: grad_y has {grad_y.shape[-1]} columns, expected {outputs}: "
             "levels * features"
         )
-    return hashgrid_slope(x, table, *settings, grad_y)
+    return hashgrid_slope(x.contiguous(), table.contiguous(), *settings, grad_y)

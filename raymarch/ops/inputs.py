@@ -70,7 +70,8 @@ def colour_inputs(
             f"colour_inputs: h has shape {list(h.shape)}, y {list(y.shape)} and direction "
             f"{list(direction.shape)}, expected [rays * samples, channels], [rays * samples, 3] and [rays, D]"
         )
-    return _colour_inputs(h, y, float(scale), direction, code)
+    held = None if code is None else code.contiguous()
+    return _colour_inputs(h.contiguous(), y.contiguous(), float(scale), direction.contiguous(), held)
 
 
 @op
@@ -142,4 +143,5 @@ def encode(
     shape = (levels, base_resolution, max_resolution, log2_size)
     settings = hashgrid_settings(x, table, stored, shape, interpolation, layout, dtype)
     waves = FOURIER_LAYOUTS.index(fourier_layout)
-    return _encode(x, table, stored, frequencies, waves, *settings, dtype)
+    held = None if stored is None else stored.contiguous()
+    return _encode(x.contiguous(), table.contiguous(), held, frequencies, waves, *settings, dtype)

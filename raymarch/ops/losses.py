@@ -195,31 +195,36 @@ def _blurred(s: Tensor, weights: Tensor, at: Tensor, radius: float) -> Tensor:
 
 
 def depth_ds_nerf(weights: Tensor, t: Tensor, depth: Tensor, sigma: float = 0.01) -> Tensor:
-    """Weights drawn to a measured depth, [R]; 0 where depth is not positive. In plain torch.
+    """Weights drawn to a measured depth, [R]; 0, and no gradient, where depth is not positive or NaN.
 
     weights [R, S], t [R, S + 1] edges, depth [R] distance along the ray in the same units. The sum of
     -ln(w_i + 1e-7) exp(-(t_i - depth)^2 / (2 sigma)) (length of i) over midpoints t_i. DS-NeRF, with
-    nerfstudio's 2 sigma in place of 2 sigma^2.
+    nerfstudio's 2 sigma in place of 2 sigma^2. In plain torch.
     """
+    known = depth > 0
+    depth = torch.where(known, depth, 0.0)  # zero times NaN would be the gradient of an unknown depth
     middle = (t[:, 1:] + t[:, :-1]) / 2
     near = torch.exp((middle - depth[:, None]).square() / (-2 * sigma)) * t.diff(dim=-1)
     loss = -((weights + LOG_EPS).log() * near).sum(-1)
-    return torch.where(depth > 0, loss, 0.0)
+    return torch.where(known, loss, 0.0)
 
 
 def depth_urf(weights: Tensor, t: Tensor, depth: Tensor, expected: Tensor, sigma: float) -> Tensor:
-    """Weights shaped into a narrow bell at a measured depth, [R]; 0 where depth is not positive.
+    """Weights shaped into a narrow bell at a measured depth, [R]; 0, and no gradient, where there is none.
 
-    weights [R, S], t [R, S + 1], depth [R]; expected [R] is the rendered mean distance. The sum of
+    weights [R, S], t [R, S + 1], depth [R], not positive or NaN where unknown; expected [R] is the rendered
+    mean distance. The sum of
     (expected - depth)^2, of (w - N(t - depth; 0, sigma / 3))^2 within sigma of depth, and of w^2 before that.
     Urban Radiance Fields, equations 13 to 18, as nerfstudio weighs them. In plain torch.
     """
+    known = depth > 0
+    depth = torch.where(known, depth, 0.0)
     away = (t[:, 1:] + t[:, :-1]) / 2 - depth[:, None]
     scale = sigma / URF_SCALE
     bell = torch.exp((away / scale).square() / -2) / (scale * math.sqrt(2 * math.pi))
     miss = torch.where(away.abs() <= sigma, (weights - bell).square(), 0.0)
     miss = torch.where(away < -sigma, weights.square(), miss)
-    return torch.where(depth > 0, (expected - depth).square() + miss.sum(-1), 0.0)
+    return torch.where(known, (expected - depth).square() + miss.sum(-1), 0.0)
 
 
 class _ScaleGradients(torch.autograd.Function):

@@ -133,7 +133,8 @@ def transmittance(sigma: Tensor, delta: Tensor, offsets: Tensor | None = None) -
         )
     rays, samples = sigma.shape
     even = torch.arange(rays + 1, device=sigma.device) * samples
-    return _transmittance(sigma.reshape(-1), delta.reshape(-1), even).view(rays, samples)
+    flat = sigma.contiguous().view(-1), delta.contiguous().view(-1)
+    return _transmittance(*flat, even).view(rays, samples)
 
 
 def weights_from_alpha(alpha: Tensor, epsilon: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ SCENE: dict[str, type] = {
     "background": str,
     "world_from_scene": dict,
 }
+LARGEST_SIDE = 1 << 20  # pixels of a photo
 CAMERAS = tuple(f"scene.{x}" for x in ("camera_to_worlds", "intrinsics", "distortion", "lens", "size"))
 
 
@@ -68,7 +69,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if path.exists():  # what safetensors says of a file that may not be read
             raise CheckpointError(f"{path} cannot be read: allow it, or copy the run") from None
         raise CheckpointError(f"there is no checkpoint at {path}") from None
-    except (SafetensorError, json.JSONDecodeError, OSError, UnicodeDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint ({reason}); use an earlier file of the same run"
@@ -96,21 +97,41 @@ def _header(meta: Any, path: Path) -> dict[str, Any]:
 
 def check_whole(run: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """CheckpointError where the header or the tensors lack what a run is opened with."""
-    scene = meta["scene"]
-    wrong = next((f"scene.{name}" for name, kind in SCENE.items() if type(scene.get(name)) is not kind), None)
-    if wrong is None:
-        count = len(scene["names"])
-        known = all(type(i) is int and 0 <= i < count for i in (*scene["train"], *scene["test"]))
-        sizes = [tensors[name].shape[:1] for name in CAMERAS if name in tensors]
-        if not known or sizes != [(count,)] * len(CAMERAS):
-            wrong = "the list of photos or their cameras"
-        elif meta["cameras"] != len(scene["train"]):
-            wrong = "the number of training cameras"
-    if wrong is not None:
+    if wrong := _fault(meta, tensors):
         raise CheckpointError(
             f"the newest checkpoint of {run} is damaged: {wrong} is not what it should be; remove it to go "
             "back to the one before"
         )
+
+
+def _fault(meta: dict[str, Any], tensors: dict[str, Tensor]) -> str | None:
+    """The first thing wrong with a checkpoint's scene, in words."""
+    scene = meta["scene"]
+    for name, kind in SCENE.items():
+        if type(scene.get(name)) is not kind:
+            return f"scene.{name}"
+    if not _loadable(scene.get("source")):
+        return "scene.source"
+    count = len(scene["names"])
+    known = all(type(i) is int and 0 <= i < count for i in (*scene["train"], *scene["test"]))
+    if not known or [tensors[x].shape[:1] for x in CAMERAS if x in tensors] != [(count,)] * len(CAMERAS):
+        return "the list of photos or their cameras"
+    if meta["cameras"] != len(scene["train"]):
+        return "the number of training cameras"
+    if not all(tensors[x].isfinite().all() for x in CAMERAS):
+        return "a camera's pose or lens"
+    size = tensors["scene.size"]
+    return None if bool(((size >= 1) & (size <= LARGEST_SIDE)).all()) else "the size of a photo"
+
+
+def _loadable(source: Any) -> bool:
+    """Whether that says how to load a scene, or that nothing is known of it."""
+    if source is None:
+        return True
+    options = source.get("options") if isinstance(source, dict) else None
+    if not isinstance(options, dict) or not isinstance(source.get("path"), str):
+        return False
+    return options.get("cache") is None or isinstance(options["cache"], str)
 
 
 def path_at(run: Path, step: int) -> Path:
@@ -134,7 +155,10 @@ def newest(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not run.exists():
         raise CheckpointError(f"there is no run at {run}")
     if not files:
-        raise CheckpointError(f"{run} holds no checkpoint; expected {run / 'checkpoints'}/step-*{SUFFIX}")
+        inside = next((f"; did you mean {x}?" for x in sorted(run.glob("*/")) if saved(x)), "")
+        raise CheckpointError(
+            f"{run} holds no checkpoint; expected {run / 'checkpoints'}/step-*{SUFFIX}{inside}"
+        )
     problems: list[CheckpointError] = []
     for file in files:
         try:

@@ -32,7 +32,7 @@ class Claim:
             self._file.close()
             raise ConfigError(
                 f"{run} is being trained by another process{f' (id {who})' if who.isdigit() else ''}: "
-                "wait for it or stop it, or choose another folder with --out"
+                "wait for it or stop it, or train into another folder"
             ) from None
         except (ImportError, OSError):  # a system or a file system without locks
             return
@@ -83,6 +83,6 @@ def _never_saved(run: Path) -> bool:
         return True
     try:
         from_dict(json.loads((run / CONFIG).read_text("utf-8")))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
     return True

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from raymarch.data.atomic import write_bytes
 from raymarch.features.pca import Pca, fit_pca
 from raymarch.model.frames import FrameRenderer
 from raymarch.train.runs import OpenRun, smaller, subset
@@ -53,9 +54,8 @@ def write_pca(path: Path, pca: Pca, step: int) -> None:
     """Keep a projection; `step` is that of the checkpoint it was fitted to."""
     about = {"kind": pca.kind, "step": step}
     tensors = {"projection": pca.projection, "low": pca.low, "high": pca.high}
-    draft = path.with_suffix(".partial")
-    draft.write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"pca": json.dumps(about)}))
-    draft.replace(path)
+    kept = {k: v.cpu().contiguous() for k, v in tensors.items()}
+    write_bytes(path, save(kept, {"pca": json.dumps(about)}))
 
 
 def read_pca(path: Path, width: int) -> tuple[Pca, int] | None:
@@ -65,6 +65,6 @@ def read_pca(path: Path, width: int) -> tuple[Pca, int] | None:
             about = json.loads((file.metadata() or {})["pca"])
             projection, low, high = (file.get_tensor(k) for k in ("projection", "low", "high"))
             pca = Pca(projection, low, high, about["kind"])
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError, OSError):
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError):
         return None
     return (pca, int(about["step"])) if pca.projection.shape[0] == width else None

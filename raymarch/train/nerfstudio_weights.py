@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from raymarch.data.archive import open_npz
 from raymarch.model import Model
 from raymarch.model.fields import FeatureField, ProposalField, RadianceField
 from raymarch.nn import MLP, HashGrid
@@ -34,11 +35,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
+            with open_npz(file) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except FileNotFoundError:
         raise CheckpointError(f"there are no weights at {file}") from None
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, BadZipFile, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file} cannot be read as weights ({error}): write it again") from None
     raise CheckpointError(
         f"{file} is not opened: expected .safetensors or .npz, since a pickle runs what it holds; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from raymarch.data.maps import FeatureMaps
 from raymarch.data.pixels import Source
 from raymarch.data.scene import Scene, load
 from raymarch.data.similarity import Similarity
+from raymarch.data.store import ours
 from raymarch.data.window import pixel_source
 from raymarch.model import Model
 from raymarch.train import checkpoint
@@ -26,6 +28,9 @@ from raymarch.train.refinable import check_refinable
 from raymarch.train.settings import as_config_error, check_settings
 from raymarch.train.trainer import LOG, Trainer, load_model
 from raymarch.types import Cameras
+
+# What `raymarch.data.scene.load` may be asked for by a file; callbacks are not among it.
+LOAD_OPTIONS = inspect.signature(load).parameters.keys() - {"path", "progress", "threads"}
 
 
 class DeviceError(RuntimeError):
@@ -122,7 +127,8 @@ def start(
 ) -> Trainer:
     """A trainer for a scene from step 0, which keeps its log and checkpoints in the folder `run`, if given.
 
-    `source` says how to load the scene again, for `resume`. ConfigError where a setting makes no sense, where
+    `source` says how to load the scene again, for `resume`. The model's first numbers come from the config's
+    seed; torch's own generators are left as they are. ConfigError where a setting makes no sense, where
     the folder holds something else or is being trained, or the scene lacks what the config needs.
     """
     run = None if run is None else Path(run)
@@ -131,8 +137,8 @@ def start(
     check_settings(config)
     if run is not None:
         check_vacant(run)
-    torch.manual_seed(config.train.trainer.seed)
-    with as_config_error("model"):
+    with as_config_error("model"), torch.random.fork_rng(devices=[]):  # the caller's numbers stay theirs
+        torch.manual_seed(config.train.trainer.seed)
         model = Model(config.model, len(scene.train)).to(where)
         pixels = photos_of(scene, config, where)
         check_refinable(model, pixels.cameras, scene)
@@ -220,7 +226,7 @@ def resumed(
     """What `resume` returns, and the scene that it trains on."""
     tensors, meta = checkpoint.newest(run)
     checkpoint.check_whole(run, tensors, meta)
-    config = _changed(from_dict(meta["config"]), steps, settings)
+    config = _changed(config_of(meta, run), steps, settings)
     if backend is not None:
         config = under(backend, config)
     if config.train.trainer.steps < meta["step"]:
@@ -245,6 +251,16 @@ def resumed(
     trainer.restore(tensors, meta)
     trainer.notes += meta["problems"]
     return guarded(trainer, scene), scene
+
+
+def config_of(meta: dict[str, Any], run: Path) -> Config:
+    """The config in a checkpoint's header. CheckpointError where this version has no such settings."""
+    try:
+        return from_dict(meta["config"])
+    except ConfigError as problem:
+        raise checkpoint.CheckpointError(
+            f"{run} was trained by another version of raymarch, or its checkpoint was changed: {problem}"
+        ) from None
 
 
 def _changed(config: Config, steps: int | None, settings: Sequence[str]) -> Config:
@@ -319,12 +335,29 @@ def reload_scene(meta: dict[str, Any], run: Path, data: Path | None = None) -> S
         source = {"path": str(data), "options": {}}
     from raymarch.train.refined import with_adjustments  # reads runs
 
-    path = data or Path(source["path"])
+    path, options = data or Path(source["path"]), _options(source, run)
     if data is None and not path.exists():
         raise ConfigError(
             f"{run} was trained on {path}, which does not exist any more: say where it is now with --data"
         )
-    return with_adjustments(load(path, **source["options"]), source.get("adjustments"))
+    return with_adjustments(load(path, **options), source.get("adjustments"))
+
+
+def _options(source: dict[str, Any], run: Path) -> dict[str, Any]:
+    """How a checkpoint says to load its scene.
+
+    Of what it says, only a cache folder is ever written to: one that has been ours before, else the user's.
+    """
+    options = dict(source["options"])
+    if unknown := sorted(options.keys() - LOAD_OPTIONS):
+        raise checkpoint.CheckpointError(
+            f"{run} was trained by another version of raymarch, which loads scenes with {unknown[0]!r}: "
+            "this one has no such option"
+        )
+    cache = options.get("cache")
+    if cache not in (None, "auto") and not ours(Path(cache).expanduser()):
+        options["cache"] = "auto"
+    return options
 
 
 class OpenRun:
@@ -339,7 +372,7 @@ class OpenRun:
         where = pick_device(device)
         self.path, self.meta, self.device = run, meta, where
         checkpoint.check_whole(run, tensors, meta)
-        self.config = from_dict(meta["config"])
+        self.config = config_of(meta, run)
         self.step: int = meta["step"]
         with as_config_error("model"):
             self.model = Model(under(backend, self.config).model, meta["cameras"]).to(where)
@@ -360,7 +393,7 @@ class OpenRun:
         tensors, meta = checkpoint.newest(self.path)
         if meta["step"] == self.step:
             return False
-        if from_dict(meta["config"]) != self.config or meta["cameras"] != self.meta["cameras"]:
+        if config_of(meta, self.path) != self.config or meta["cameras"] != self.meta["cameras"]:
             raise checkpoint.CheckpointError(f"{self.path} is another run now: open it again")
         load_model(self.model, tensors)
         self.meta, self.step = meta, meta["step"]

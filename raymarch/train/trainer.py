@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raymarch.data.atomic import write_text
 from raymarch.data.pixels import Source
 from raymarch.model import Model
 from raymarch.model.frames import ran_out
@@ -88,9 +89,7 @@ def trim_log(path: Path, step: int) -> None:
         return
     text = "".join(json.dumps(row) + "\n" for row in log_rows(path) if row["step"] <= step)
     if text != path.read_text("utf-8", "replace"):
-        draft = path.with_suffix(".partial")
-        draft.write_text(text, "utf-8")
-        draft.replace(path)
+        write_text(path, text)
 
 
 class TrainingError(RuntimeError):
@@ -346,15 +345,22 @@ class Trainer:
         """The state was frozen at the first bad step: save it, find the op, and stop."""
         bad = int(self.counter[1])
         self.step = bad
-        self.healthy.fill_(True)
         self.source.prepare(bad)
+        # The step once more, to look at: nothing is updated while `healthy` is false.
         culprit = find_non_finite(lambda: self._one_step(bool(self._updates[bad])))
+        self.healthy.fill_(True)
         self.counter[1] = bad
         file = self.save(self.config.keep + 1)  # one more: the state may be beyond help
-        broken = ", ".join(name for name, value in terms.items() if not math.isfinite(value)) or "total"
+        broken = ", ".join(name for name, value in terms.items() if not math.isfinite(value))
+        what = f"the loss ({broken})" if broken else "a gradient"
+        saved = (
+            "The state before that step is saved"
+            if broken
+            else ("What it had made of the parameters with finite gradients is saved")
+        )
         raise TrainingError(
-            f"the loss ({broken}) became non-finite at step {bad}; the first op with a non-finite result was "
-            f"{culprit}. The state before that step is saved; lower the learning rate and resume: "
+            f"{what} became non-finite at step {bad}; the first op with a non-finite result was "
+            f"{culprit}. {saved}; lower the learning rate and resume: "
             f"`raymarch resume {self.run or 'RUN'} --set train.optim.fields.lr=...`"
             + (f"; if that stops again, remove {file} to go back to the checkpoint before" if file else "")
         )
