@@ -199,7 +199,7 @@ def test_fisheye624_sees_behind_itself(device, degrees):
         device, "fisheye624", [1.0, 1, 0, 0], [radius, 0.0], [0.02, -0.002, 1e-4]
     )
     close(d, [math.sin(theta), 0, -math.cos(theta)], atol=2e-6)
-    assert converged and norm >= 1
+    assert converged and norm >= 1 - 1e-6  # sin^2 + cos^2 there, each rounded
 
 
 def test_cameras_of_one_batch_keep_their_own_numbers(device):
