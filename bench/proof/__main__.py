@@ -56,6 +56,8 @@ def command(section: str, options: argparse.Namespace) -> str:
     words = ["python -m bench.proof", section]
     if section in ("errors", "cases", "huge") and options.device != "cpu":
         words.append(f"--device {options.device}")
+    if section == "emulate" and options.order:
+        words.append(f"--order {options.order}")
     return " ".join(words)
 
 

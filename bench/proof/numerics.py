@@ -77,7 +77,9 @@ def sanitize_table(found: dict[str, Any]) -> list[str]:
 def emulate_table(found: dict[str, Any]) -> list[str]:
     orders = ", ".join(f"{name} {count}" for name, count in found["orders"].items())
     caught = f"{found['planted_faults_found']} of {found['planted_faults']} planted faults found"
-    counts = f"{found['failed']} failed, {found['reports']} reports of AddressSanitizer"
+    counts = f"{found['failed']} failed"
+    if "sanitized" in found["orders"]:
+        counts += f", {found['reports']} reports of AddressSanitizer"
     return [f"Tests passed: {orders}; {counts}; {caught} ({_made(found)})."]
 
 
