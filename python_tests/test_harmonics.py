@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from raymarch import _C
 from raymarch.nn.harmonics import Fourier, Harmonics
 from raymarch.ops.harmonics import fourier, harmonics
 
@@ -112,6 +113,17 @@ def test_bad_settings_are_named():
         Harmonics("physics")
     with pytest.raises(ValueError, match="layout is 'rows'"):
         Fourier(2, "rows")
+
+
+def test_the_kernels_name_bad_settings_too(device):
+    x, y = torch.zeros(4, 3, device=device), torch.zeros(4, 160, device=device)
+    with pytest.raises(ValueError, match=r"fourier_forward: frequencies must lie in 1\.\.24"):
+        _C.fourier_forward(x, 25, 0, 0, y)
+    with pytest.raises(ValueError, match=r"6 \* frequencies columns from column on"):
+        _C.fourier_forward(x, 4, 0, 140, y)
+    for signs in (-1, 3):
+        with pytest.raises(ValueError, match="harmonics_forward: signs is not a known convention"):
+            _C.harmonics_forward(x, signs, y[:, :16].contiguous())
 
 
 def test_modules_do_what_the_ops_do(device):

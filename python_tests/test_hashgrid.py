@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from raymarch import _C
 from raymarch.nn.hashgrid import HashGrid
 from raymarch.ops.hashgrid import hashgrid, hashgrid_input_gradient, table_layout
 
@@ -382,6 +383,13 @@ def test_bad_settings_are_named(change, why):
     settings = {**dict(zip(names, SMALL, strict=True)), **change}
     with pytest.raises(ValueError, match=why):
         hashgrid(torch.rand(2, 3), random_table(SMALL, 2), **settings)
+
+
+def test_the_kernel_names_rows_that_are_too_short(device):
+    x, y = torch.zeros(5, 3, device=device), torch.zeros(5, 7, device=device)
+    table = torch.zeros(sum(level.entries for level in table_layout(4, 4, 16, 8)), 2, device=device)
+    with pytest.raises(ValueError, match=r"the encoding must have levels \* features columns"):
+        _C.hashgrid_forward(x, table, 4, 4, 16, 8, 0, 0, 0, 0, y)
 
 
 def test_bad_tables_are_named():

@@ -202,6 +202,21 @@ def test_fisheye624_sees_behind_itself(device, degrees):
     assert converged and norm >= 1 - 1e-6  # sin^2 + cos^2 there, each rounded
 
 
+def test_fisheye624_ends_straight_behind(device):
+    """Nothing lies beyond half a turn: the ray stays there and says so."""
+    _, d, *_, converged = shoot(device, "fisheye624", [1.0, 1, 0, 0], [3.3, 0.0])
+    close(d, [0.0, 0.0, 1.0], atol=1e-6)
+    assert not converged
+
+
+def test_pixels_on_an_axis_next_to_the_fold_are_found(device):
+    """k1 = -0.25 folds at 1.1547, where 0.7698 is seen: Newton's first steps go beyond and are halved."""
+    u = 0.7695
+    _, d, *_, converged = shoot(device, "perspective", [1.0, 1, 0, 0], [u, 0.0], [-0.25], double=True)
+    x = float(-d[0] / d[2])
+    assert converged and abs(x * (1 - 0.25 * x * x) - u) < 1e-12 and d[1] == 0
+
+
 def test_cameras_of_one_batch_keep_their_own_numbers(device):
     """Every ray of a mixed batch equals the ray that its camera alone would cast."""
     camera, xy, poses, intrinsics, distortion, lens, adjustment, how = (

@@ -225,6 +225,16 @@ def test_sharpening_is_a_power(device):
         close(s[:, 0], want, atol=1e-6, rtol=1e-6)
 
 
+def test_sharpening_is_the_same_in_the_double_build():
+    s, w = torch.linspace(0, 1, 9)[None], torch.rand(1, 8)
+    found = []
+    for kind in (torch.float32, torch.float64):
+        near, far = (x.to(kind) for x in planes("cpu"))
+        anneal = torch.tensor([0.3], dtype=kind)
+        found.append(sample_pdf(s.to(kind), w.to(kind), near, far, 6, anneal=anneal)[0])
+    close(found[0], found[1])
+
+
 def test_weights_that_are_no_numbers_count_as_none(device):
     for wrong in (float("nan"), float("inf"), -1.0, 1e-40):
         for anneal in (None, torch.tensor([0.5], device=device)):
