@@ -6,6 +6,7 @@ python -m bench.proof cases          20 000 random cases with awkward shapes and
 python -m bench.proof huge           arrays of more than 2^31 elements, where there is memory for them
 python -m bench.proof threads        the thread pool under ThreadSanitizer
 python -m bench.proof emulate        the op tests on the CUDA kernels, run by the CPU, in three orders
+python -m bench.proof emulate_sanitized   the same once, with AddressSanitizer in the kernels
 python -m bench.proof sanitize       the op tests on a core built with AddressSanitizer and UBSan
 python -m bench.proof mutants        faults planted into csrc/math, each of which the tests should notice
 python -m bench.proof docs           writes the tables of docs/numerics.md again from the record
@@ -34,7 +35,8 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "cases": lambda options: random_cases(options),
     "huge": lambda options: cases.huge(options.device),
     "threads": lambda options: threads.run(),
-    "emulate": lambda options: emulate.run((options.order,), False) if options.order else emulate.run(),
+    "emulate": lambda options: emulate.run((options.order,)) if options.order else emulate.run(),
+    "emulate_sanitized": lambda options: emulate.run_sanitized(),
     "sanitize": lambda options: sanitize.run(),
     "mutants": lambda options: mutants.run(options.budget, again=options.again),
 }

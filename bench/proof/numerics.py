@@ -77,10 +77,12 @@ def sanitize_table(found: dict[str, Any]) -> list[str]:
 def emulate_table(found: dict[str, Any]) -> list[str]:
     orders = ", ".join(f"{name} {count}" for name, count in found["orders"].items())
     caught = f"{found['planted_faults_found']} of {found['planted_faults']} planted faults found"
-    counts = f"{found['failed']} failed"
-    if "sanitized" in found["orders"]:
-        counts += f", {found['reports']} reports of AddressSanitizer"
-    return [f"Tests passed: {orders}; {counts}; {caught} ({_made(found)})."]
+    return [f"Tests passed: {orders}; {found['failed']} failed; {caught} ({_made(found)})."]
+
+
+def emulate_sanitized_table(found: dict[str, Any]) -> list[str]:
+    counts = f"{found['reports']} reports in {found['passed']} tests, {found['failed']} failed"
+    return [f"With AddressSanitizer: {counts} ({_made(found)})."]
 
 
 def mutants_table(found: dict[str, Any]) -> list[str]:
@@ -121,6 +123,7 @@ TABLES = {
     "errors": errors_table,
     "sanitize": sanitize_table,
     "emulate": emulate_table,
+    "emulate_sanitized": emulate_sanitized_table,
     "threads": threads_table,
     "mutants": mutants_table,
 }
