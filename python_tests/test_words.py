@@ -1,8 +1,10 @@
 """Words -> embeddings, from files; and what a run does with them."""
 
+import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +83,29 @@ def test_missing_truncated_and_other_files(tmp_path):
         (tmp_path / "d.safetensors").write_bytes(data[:cut])
         with pytest.raises(WordsError, match="cannot be read"):
             read_embeddings(tmp_path / "d.safetensors")
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_is_gets_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("raymarch.data.archive.FEW_BYTES", 1 << 16)
+    np.savez_compressed(tmp_path / "a.npz", mug=np.ones(1 << 20, np.float32))
+    assert (tmp_path / "a.npz").stat().st_size < 1 << 15
+    with pytest.raises(WordsError, match="would unpack"):
+        read_embeddings(tmp_path / "a.npz")
+
+
+def test_embeddings_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_embeddings(tmp_path / STORED, {"mug": torch.ones(3)}, {})
+
+    def full(draft, data):
+        with open(draft, "wb") as file:
+            file.write(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device", str(draft))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_embeddings(tmp_path / STORED, {"cat": torch.ones(3)}, {})
+    assert set(read_embeddings(tmp_path / STORED)) == {"mug"}
+    assert [x.name for x in tmp_path.iterdir()] == [STORED]
 
 
 def test_words_are_found_in_any_case_and_neighbours_are_named():

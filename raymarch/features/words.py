@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from raymarch.data.archive import open_npz
+from raymarch.data.atomic import write_bytes
 from raymarch.features.encoder import EncoderError, open_recorded, text_embeddings
 
 SUFFIXES = (".npz", ".safetensors")
@@ -48,7 +49,7 @@ def read_embeddings(path: str | Path) -> dict[str, Tensor]:
 
 
 def _npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as stored:
+    with open_npz(path) as stored:
         if set(stored.files) != {"names", "vectors"}:
             return {name: stored[name] for name in stored.files}
         names, vectors = [str(x) for x in stored["names"]], stored["vectors"]
@@ -82,9 +83,9 @@ def _checked(found: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def write_embeddings(path: str | Path, vectors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write named vectors [D] as safetensors; `about` is kept as JSON in the header."""
+    """Write named vectors [D] as safetensors, whole or not at all; `about` is kept as JSON in the header."""
     rows = {name: v.detach().cpu().float().contiguous() for name, v in vectors.items()}
-    Path(path).write_bytes(save(rows, {"raymarch": json.dumps(dict(about))}))
+    write_bytes(Path(path), save(rows, {"raymarch": json.dumps(dict(about))}))
 
 
 class Words:
