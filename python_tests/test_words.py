@@ -12,6 +12,7 @@ import torch
 
 from raymarch.apps.demo import train_demo
 from raymarch.export.ply import read_ply
+from raymarch.features.encoder import EncoderError
 from raymarch.features.query import against, similarity
 from raymarch.features.words import STORED, Words, WordsError, read_embeddings, write_embeddings
 from raymarch.trained import TrainedScene
@@ -113,6 +114,12 @@ def test_words_are_found_in_any_case_and_neighbours_are_named():
     assert words(["red ball", " cone "]).tolist() == [[1, 1, 1], [2, 2, 2]]
     with pytest.raises(WordsError, match="nearest are 'cone'"):
         words(["traffic cone"])
+    with pytest.raises(WordsError, match="nearest are 'Red Ball'"):
+        words(["RED BAL"])
+    with pytest.raises(WordsError, match="the names are 'Red Ball', 'cone'$"):
+        words(["xyz"])
+    with pytest.raises(WordsError, match="'a0', .*'a5' and 3 more$"):
+        Words({f"a{i}": torch.ones(3) for i in range(9)})(["xyz"])
     with pytest.raises(WordsError, match="no text"):
         words(["  "])
     with pytest.raises(WordsError, match="give --embeddings FILE"):
@@ -139,6 +146,17 @@ def test_an_encoder_is_opened_once_and_only_where_it_is_needed(monkeypatch):
     assert words(["mug"]).tolist() == [[1, 1]] and opened == []
     assert words(["cat", "horse", "cat"]).tolist() == [[3, 0], [5, 0], [3, 0]]
     assert opened == [({"encoder": "clip"}, "weights.pt")]
+
+
+def test_names_are_told_where_an_encoder_cannot_be_opened(monkeypatch):
+    def open_recorded(recipe, weights, device):
+        raise EncoderError("there are no weights at clip.pt")
+
+    monkeypatch.setattr("raymarch.features.words.open_recorded", open_recorded)
+    with pytest.raises(WordsError, match="no weights at clip.pt; .* names, and the nearest are 'mug'"):
+        Words({"mug": torch.ones(2)}, {"encoder": "clip"})(["mugs"])
+    with pytest.raises(WordsError, match="clip.pt$"):
+        Words({}, {"encoder": "clip"})(["mugs"])
 
 
 # ---- scores ----
@@ -190,6 +208,13 @@ def test_what_cannot_be_asked_is_told(scene):
         scene.similarity(camera, torch.ones(7))
     with pytest.raises(ValueError, match="list of queries"):
         scene.look(camera, "mug")
+    scores = "score is 'cos', expected one of paired, f3rm, cosine"
+    with pytest.raises(ValueError, match=scores):
+        scene.similarity(camera, "mug", score="cos")
+    with pytest.raises(ValueError, match=scores):
+        scene.query(torch.zeros(1, 3), ["mug"], score="cos")
+    with pytest.raises(ValueError, match="temperature is nan, expected a positive number"):
+        scene.look(camera, ["mug"], temperature=float("nan"))
 
 
 def test_colours_are_kept_and_made_again_when_features_have_changed(trained, scene):

@@ -89,12 +89,17 @@ def prepare(positives: Tensor, negatives: Tensor | None = None, feature_layer: T
     return Query((positive.to(basis) @ basis).float(), folded, triangle.float())
 
 
+def check(mode: str, temperature: float, name: str = "mode") -> None:
+    """ValueError for a way to score that does not exist; `name` is what the caller's caller calls it."""
+    if mode not in MODES:
+        raise ValueError(f"similarity: {name} is {mode!r}, expected one of {', '.join(MODES)}")
+    if not temperature > 0:
+        raise ValueError(f"similarity: temperature is {temperature}, expected a positive number")
+
+
 def score(features: Tensor, query: Query, mode: str = "paired", temperature: float = 0.1) -> Tensor:
     """Similarity [...] of features [..., D], or of hidden vectors [..., H] where the query was folded."""
-    if mode not in MODES:
-        raise ValueError(f"similarity: mode is one of {', '.join(MODES)}, got {mode!r}")
-    if temperature <= 0:
-        raise ValueError(f"similarity: temperature is positive, got {temperature}")
+    check(mode, temperature)
     width = len(query.positive) if query.triangle is None else query.triangle.shape[1]
     if features.shape[-1] != width:
         what = "the embeddings have" if query.triangle is None else "feature_layer takes"
@@ -123,10 +128,7 @@ def against(
     The same rule as `similarity`, for those who have the cosines already: a feature without length has
     cosine 0 with everything, and scores 0 here too.
     """
-    if mode not in MODES:
-        raise ValueError(f"similarity: mode is one of {', '.join(MODES)}, got {mode!r}")
-    if temperature <= 0:
-        raise ValueError(f"similarity: temperature is positive, got {temperature}")
+    check(mode, temperature)
     if unwanted is None or unwanted.shape[-1] == 0 or mode == "cosine":
         return wanted
     none = (unwanted == 0).all(-1, keepdim=True) & (wanted == 0)

@@ -140,11 +140,9 @@ class Words:
                     "this run stores no text encoder and no embeddings: give --embeddings FILE (.npz or "
                     ".safetensors, one vector per name), or distil features of `raymarch extract`"
                 )
-            close = difflib.get_close_matches(text, self.vectors, n=3, cutoff=0.4)
-            nearest = f"; the nearest are {', '.join(map(repr, close))}" if close else ""
             raise WordsError(
                 f"there is no embedding for {text!r} among {len(self.vectors)} names, and this run stores no "
-                f"text encoder{nearest}"
+                f"text encoder; {self._near(text)}"
             )
         try:
             if self._encoder is None:
@@ -156,4 +154,14 @@ class Words:
                 )
             return text_embeddings(self._encoder, [text])[0].cpu()
         except EncoderError as error:
-            raise WordsError(str(error)) from None
+            known = f"; without it there are names, and {self._near(text)}" if self.vectors else ""
+            raise WordsError(f"{error}{known}") from None
+
+    def _near(self, text: str, most: int = 6) -> str:
+        """Which names there are instead: those spelled alike, else the first ones."""
+        folded = {name.casefold(): name for name in self.vectors}
+        close = difflib.get_close_matches(text.strip().casefold(), folded, n=3, cutoff=0.4)
+        if close:
+            return f"the nearest are {', '.join(repr(folded[name]) for name in close)}"
+        more = f" and {len(self.vectors) - most} more" if len(self.vectors) > most else ""
+        return f"the names are {', '.join(map(repr, self.known[:most]))}{more}"
