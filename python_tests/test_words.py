@@ -116,9 +116,9 @@ def test_words_are_found_in_any_case_and_neighbours_are_named():
         words(["traffic cone"])
     with pytest.raises(WordsError, match="nearest are 'Red Ball'"):
         words(["RED BAL"])
-    with pytest.raises(WordsError, match="the names are 'Red Ball', 'cone'$"):
+    with pytest.raises(WordsError, match=r"the names are 'Red Ball', 'cone'$"):
         words(["xyz"])
-    with pytest.raises(WordsError, match="'a0', .*'a5' and 3 more$"):
+    with pytest.raises(WordsError, match=r"'a0', .*'a5' and 3 more$"):
         Words({f"a{i}": torch.ones(3) for i in range(9)})(["xyz"])
     with pytest.raises(WordsError, match="no text"):
         words(["  "])
@@ -153,9 +153,9 @@ def test_names_are_told_where_an_encoder_cannot_be_opened(monkeypatch):
         raise EncoderError("there are no weights at clip.pt")
 
     monkeypatch.setattr("raymarch.features.words.open_recorded", open_recorded)
-    with pytest.raises(WordsError, match="no weights at clip.pt; .* names, and the nearest are 'mug'"):
+    with pytest.raises(WordsError, match=r"no weights at clip.pt; .* names, and the nearest are 'mug'"):
         Words({"mug": torch.ones(2)}, {"encoder": "clip"})(["mugs"])
-    with pytest.raises(WordsError, match="clip.pt$"):
+    with pytest.raises(WordsError, match=r"clip.pt$"):
         Words({}, {"encoder": "clip"})(["mugs"])
 
 
