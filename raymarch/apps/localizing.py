@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raymarch.apps.images import file_stems, save_rgb
+from raymarch.apps.numbers import told_to
 from raymarch.data.atomic import write_text
 from raymarch.train.localize import Localisation
 from raymarch.train.photos import LocalizeError
@@ -59,9 +60,10 @@ def record(found: Localisation, photo: Path) -> dict[str, Any]:
 
 
 def told(found: Localisation, photo: Path) -> Iterator[str]:
-    x, y, z = found.camera_to_world[:, 3].tolist()
+    centre = found.camera_to_world[:, 3].tolist()
+    where = ", ".join(told_to(v, found.position_std, least=6) for v in centre)
     state = "found" if found.converged else f"not found: {found.why};"
-    yield f"{photo.name}: {state} centre ({x:.6g}, {y:.6g}, {z:.6g}) +- {found.position_std:.2g} world units,"
+    yield f"{photo.name}: {state} centre ({where}) +- {found.position_std:.2g} world units,"
     yield (
         f"  orientation +- {found.rotation_std_deg:.2g} degrees, residual {found.residual:.3g}, "
         f"{found.explained:.0%} explained, {found.seconds:.2f} s"

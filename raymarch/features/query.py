@@ -158,12 +158,14 @@ def locate(points: Tensor, weights: Tensor, coverage: float = 0.98) -> Location:
     """Where weighted points [P, 3] lie: their weighted mean, and a box that holds `coverage` of each axis.
 
     Weights [P] are opacities, densities or similarities; those that are not above zero are left out. A
-    coverage of 1 gives the exact bounds, less than 1 keeps stray points from stretching the box.
+    coverage of 1 gives the exact bounds, less than 1 keeps stray points from stretching the box. The
+    place has the dtype of the points.
     """
     if points.shape != (*weights.shape, 3):
         raise ValueError(f"locate: points {tuple(points.shape)} do not fit weights {tuple(weights.shape)}")
     if not 0 < coverage <= 1:
         raise ValueError(f"locate: coverage lies in (0, 1], got {coverage}")
+    given = points.dtype
     keep = (weights > 0) & points.isfinite().all(dim=-1)
     points, weights = points[keep].double(), weights[keep].double()
     if len(points) == 0:
@@ -176,4 +178,4 @@ def locate(points: Tensor, weights: Tensor, coverage: float = 0.98) -> Location:
     first = (reached <= outside).sum(dim=0, keepdim=True)
     last = (reached < 1 - outside).sum(dim=0, keepdim=True).clamp_max(len(points) - 1)
     box = torch.cat([ordered.gather(0, first.clamp_max(len(points) - 1)), ordered.gather(0, last)])
-    return Location(centroid.float(), box.float(), float(total))
+    return Location(centroid.to(given), box.to(given), float(total))
