@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from raymarch.apps.images import save_rgb
 from raymarch.apps.numbers import told_to
 from raymarch.config import ConfigError
 from raymarch.data.atomic import write_text
+from raymarch.data.plain import json_text
 from raymarch.export.ply import write_ply
 from raymarch.export.surface import Points, joined, matching, places, solid
 from raymarch.features.query import MODES, THRESHOLD, locate, mask
@@ -89,7 +89,7 @@ def query_run(
         "units": "world",
         "queries": found,
     }
-    write_text(out / "query.json", json.dumps(about, indent=1) + "\n")
+    write_text(out / "query.json", json_text(about) + "\n")
     yield str(out / "query.json")
 
 
