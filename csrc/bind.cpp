@@ -6,6 +6,7 @@
 #include <array>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "dlpack.h"
@@ -73,6 +74,7 @@ struct Call {
   const dl::ExchangeApi* api = nullptr;
   int64_t bound[kDims];                            // the size each named dimension took, -1 while free
   std::vector<std::array<int64_t, kDims>> places;  // the same for each place in lists, once one was read
+  std::vector<py::object> capsules;  // own the shapes of arrays without a table, until the call is over
 
   template <class Error = py::value_error>
   [[noreturn]] void fail(const std::string& why) const {
@@ -111,18 +113,33 @@ constexpr dl::DataType kType = {std::is_same_v<T, bool>       ? uint8_t(kDlBool)
 template <class V>
 struct Arg;
 
+// What DLPack refuses, in one sentence: frameworks add traces of their own to theirs.
+[[noreturn]] void not_handed_over(const Call& call, PyObject* obj) {
+  const py::error_already_set refused;  // takes the error over from Python
+  const auto device = py::getattr(obj, "device", py::none());
+  const auto kind = std::string(py::str(py::getattr(device, "type", device)));
+  if (kind != "cpu" && kind != "cuda" && !device.is_none())
+    call.fail("is on the device " + std::string(py::str(device)) + ", expected the CPU or a CUDA device");
+  const auto why = std::string(py::str(refused.value()));
+  call.fail<py::type_error>("cannot be handed over through DLPack: " + why.substr(0, why.find('\n')));
+}
+
 dl::Tensor read_array(Call& call, PyObject* obj) {
   dl::Tensor t;
   if (const dl::ExchangeApi* api = exchange_api(Py_TYPE(obj))) {
-    if (api->dltensor_from_py_object_no_sync(obj, &t)) throw py::error_already_set();
+    if (api->dltensor_from_py_object_no_sync(obj, &t)) not_handed_over(call, obj);
     call.api = api;
   } else if (PyObject_HasAttrString(obj, "__dlpack__")) {
     auto capsule = py::reinterpret_steal<py::object>(PyObject_CallMethod(obj, "__dlpack__", nullptr));
-    if (!capsule) throw py::error_already_set();
-    t = static_cast<dl::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"))->tensor;
+    void* given = capsule ? PyCapsule_GetPointer(capsule.ptr(), "dltensor") : nullptr;
+    if (!given) not_handed_over(call, obj);
+    t = static_cast<dl::ManagedTensor*>(given)->tensor;
+    call.capsules.push_back(std::move(capsule));
   } else {
     call.fail<py::type_error>(std::string("is a ") + Py_TYPE(obj)->tp_name + ", expected an array");
   }
+  if (t.dtype.lanes != 1)
+    call.fail<py::type_error>("has " + std::to_string(t.dtype.lanes) + " numbers per entry, expected 1");
   if (!call.placed) call.device = t.device, call.placed = true;
   if (t.device.type != call.device.type || t.device.id != call.device.id)
     call.fail("is on another device than the arguments before it");
@@ -262,7 +279,7 @@ void bind(py::module_& m, const char* name, const char* declaration, void (*cpu)
   m.def(
       name,
       [=](Obj<Args>... objs) {
-        Call call{name, declaration, 0, false, {}, nullptr, {}, {}};
+        Call call{name, declaration, 0, false, {}, nullptr, {}, {}, {}};
         for (int64_t& size : call.bound) size = -1;
         std::tuple<Args...> args{next_argument<Args>(call, objs.ptr())...};
         try {

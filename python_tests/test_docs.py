@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 from raymarch import config as configs
 from raymarch.apps import cli
+from raymarch.apps.localizing import NotFound
 from raymarch.data.scene import load
 from raymarch.data.synthetic import make_scene
 from raymarch.features.words import Words
@@ -171,7 +172,10 @@ def run_or_parse(words: list[str], parse_only: bool) -> None:
     if program == "raymarch":
         parse(rest)
         if not parse_only and rest[0] not in PARSED_ONLY and not missing(rest):
-            cli.main(shrunk(rest))
+            try:
+                cli.main(shrunk(rest))
+            except SystemExit as ended:  # fields that learnt for a few steps explain no photo
+                assert rest[0] == "localize" and ended.code == NotFound.status, ended
     elif program in ("python", "python3") and rest[:1] == ["-m"]:
         parse_module(rest[1], rest[2:])
     elif program == "pip":

@@ -1,6 +1,7 @@
 """Held-out figures of photos with masks: what is ignored in training is ignored in judging."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from raymarch.apps.watching import Watcher
 from raymarch.config import ConfigError, override, preset
 from raymarch.data.scene import load
 from raymarch.train import held_out
-from raymarch.train.evaluate import PROTOCOL, evaluate, masks_of
+from raymarch.train.evaluate import PROTOCOL, ImageMetrics, evaluate, masks_of
 from raymarch.train.held_out import PROTOCOLS, evaluate_refined
 from raymarch.train.localize import Level, LocalizeConfig
 from raymarch.train.runs import OpenRun, start, subset
@@ -88,6 +89,27 @@ def test_the_command_says_what_is_judged(run):
     kept = json.loads(metrics_file(run, "none").read_text())
     assert kept["protocol"] == PROTOCOL and [image["kept"] for image in kept["images"]] == [0.5, 0.5]
     assert all("a mask ignores" in words for words in PROTOCOLS.values())
+
+
+def test_an_infinite_figure_is_null(run, monkeypatch):
+    """JSON has no word for it, and readers other than Python's stop at Infinity."""
+    from raymarch.apps import evaluation
+    from raymarch.apps.run_page import _held_out
+
+    def measured(*_):
+        yield ImageMetrics("a.png", math.inf, 1.0), {}, {}
+        yield ImageMetrics("b.png", 20.0, 0.5), {}, {}
+
+    def other(word):
+        raise ValueError(word)
+
+    monkeypatch.setattr(evaluation, "_measured", measured)
+    lines = list(evaluate_run(run, None, False, "cpu"))
+    assert any("inf" in line for line in lines)
+    stored = json.loads(metrics_file(run, "none").read_text(), parse_constant=other)
+    assert [image["psnr"] for image in stored["images"]] == [None, 20.0]
+    assert stored["mean"] == {"psnr": None, "ssim": 0.75} and "infinite" in stored["null"]
+    assert [metric.key for metric in _held_out(run, stored["step"], "none")] == ["ssim_none"]
 
 
 def test_photos_without_a_pixel_left_are_not_judged(run, tmp_path):

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from raymarch.apps.demo import train_demo
+from raymarch.apps.exporting_geometry import write_mesh
+from raymarch.apps.numbers import told_to
 from raymarch.data.paths import cameras_of, looking
 from raymarch.data.similarity import similarity
 from raymarch.export.mesh import MeshError, View, fuse, mesh_of, plain, surface
-from raymarch.export.ply import read_ply, write_ply
+from raymarch.export.ply import coordinates, read_ply, write_ply
 from raymarch.export.surface import Points, joined, matching, places, seen_points, solid
+from raymarch.features.query import locate
 from raymarch.trained import TrainedScene
 
 RADIUS, CENTRE = 0.5, torch.tensor([0.1, -0.2, 0.3])
@@ -129,7 +132,7 @@ def test_places_are_where_the_true_depth_says(scene):
     depth = torch.rand(96, 96) + 0.5
     points = places(scene, camera, depth)
     pose = scene.world_from_scene.apply_poses(camera.camera_to_worlds.double())[0].float()
-    local = (points - pose[:, 3]) @ pose[:, :3]
+    local = (points.float() - pose[:, 3]) @ pose[:, :3]
     torch.testing.assert_close(local.norm(dim=-1), depth, rtol=1e-4, atol=1e-4)
     fx, _, cx, _ = camera.intrinsics[0].tolist()
     x = local[..., 0] / -local[..., 2] * fx + cx
@@ -152,6 +155,62 @@ def test_points_are_in_world_units(scene):
     )
     torch.testing.assert_close(second.normals, moved.rotate(first.normals), rtol=1e-4, atol=1e-4)
     assert first.pca.shape == first.rgb.shape
+
+
+def test_points_keep_their_digits_far_from_the_origin(scene, tmp_path):
+    """Coordinates of a map, in metres, of a scene as large as a table: float32 knows them to 25 cm."""
+    near = seen_points(scene, views=2, side=24)
+    assert {near.columns()[k].dtype for k in "xyz"} == {np.dtype(np.float32)}
+    before = scene.world_from_scene
+    away = torch.tensor([5e5, 4e6, 100.0], dtype=torch.float64)
+    try:
+        scene.world_from_scene = before.then("away", similarity(1.0, None, away))
+        far = seen_points(scene, views=2, side=24)
+    finally:
+        scene.world_from_scene = before
+    columns, _ = read_ply(write_ply(tmp_path / "far.ply", far.columns()))
+    back = torch.from_numpy(np.stack([columns[k] for k in "xyz"], 1)) - away
+    torch.testing.assert_close(back, near.xyz, rtol=0, atol=1e-6)
+    found = locate(far.xyz, torch.ones(len(far)))
+    torch.testing.assert_close(found.centroid - away, near.xyz.mean(0), rtol=0, atol=1e-6)
+    assert b"property double y" in (tmp_path / "far.ply").read_bytes()
+
+
+def test_coordinates_are_doubles_where_they_have_to_be():
+    points = np.random.default_rng(0).random((500, 3)) * 100
+    for offset, kind in ((0, np.float32), (1000, np.float32), (1e5, np.float64), (-1e5, np.float64)):
+        found = coordinates(points + np.array([0, 0, offset]))
+        assert list(found) == ["x", "y", "z"] and {v.dtype for v in found.values()} == {np.dtype(kind)}
+        for k, name in enumerate("xyz"):
+            want = points[:, k] + (offset if name == "z" else 0)
+            np.testing.assert_allclose(found[name], want, rtol=0, atol=1e-3)
+    points[:5] = 1e6  # strays
+    assert coordinates(points + np.array([0, 0, 1e5]))["x"].dtype == np.float64
+    assert len(coordinates(np.zeros((0, 3)))["x"]) == 0 and len(coordinates(np.ones((1, 3)))["z"]) == 1
+
+
+def test_a_mesh_keeps_its_digits_far_from_the_origin(scene, tmp_path):
+    pytest.importorskip("skimage")
+    options = {"resolution": 24, "views": 6, "side": 32}
+    near = mesh_of(scene, **options)
+    before = scene.world_from_scene
+    away = torch.tensor([5e5, 4e6, 100.0], dtype=torch.float64)
+    try:
+        scene.world_from_scene = before.then("away", similarity(1.0, None, away))
+        far = mesh_of(scene, **options)
+    finally:
+        scene.world_from_scene = before
+    write_mesh(tmp_path / "far.ply", far)
+    columns, faces = read_ply(tmp_path / "far.ply")
+    back = torch.from_numpy(np.stack([columns[k] for k in "xyz"], 1)) - away
+    assert np.array_equal(faces, near.faces.numpy())
+    torch.testing.assert_close(back, near.vertices, rtol=0, atol=1e-5)
+
+
+def test_numbers_are_told_as_finely_as_they_are_known():
+    assert [told_to(v, 0.01) for v in (4e6 + 0.125, -0.5, 0.0)] == ["4000000.12", "-0.5", "0"]
+    assert told_to(1.23456789, 1e-30) == "1.2345678899999999" and told_to(1.23456789, 0) == "1.235"
+    assert told_to(float("nan"), 0.1) == "nan" and told_to(2.0, float("inf")) == "2"
 
 
 def test_at_most_so_many_points_and_always_the_same(scene):

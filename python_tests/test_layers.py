@@ -21,8 +21,9 @@ INCLUDES = {
     "bind.cpp": {"ops.h", "ops.def", "dlpack.h"},
 }
 
-# Python. A module or folder of raymarch, and what of raymarch it may import (itself always). `trained` is
-# the face of a run; `config` nests the settings of the modules below and of `train`, which reads them.
+# Python. A module or folder of raymarch, and what of raymarch it may import (itself always): folders, or
+# single modules of them. `trained` is the face of a run; `config` nests the settings of the modules below and
+# of `train`, which reads them.
 OPS = {"types", "ops"}
 MODEL = OPS | {"nn"}
 DATA = OPS | {"data"}
@@ -33,7 +34,7 @@ IMPORTS = {
     "nn": OPS,
     "model": MODEL,
     "data": DATA,
-    "features": OPS,
+    "features": OPS | {"data.archive", "data.atomic"},  # files of embeddings are read and written like others
     "config": MODEL | {"model", "data", "features", "train"},
     "train": TRAIN | {"_C"},
     "trained": TRAIN,
@@ -99,9 +100,9 @@ def upward_imports(base: Path) -> list[str]:
         package = ("raymarch", *path.relative_to(base).parts[:-1])
         for name in imported(ast.parse(path.read_text()), package):
             top, _, rest = name.partition(".")
-            target = rest.split(".")[0]
+            allowed = {own, "__version__"} | IMPORTS[own]
             if top in ("bench", "python_tests") or (
-                top == "raymarch" and target not in {own, "__version__"} | IMPORTS[own]
+                top == "raymarch" and not {rest, rest.split(".")[0]} & allowed
             ):
                 found.append(f"{path.relative_to(base)} imports {name}")
     return found
@@ -121,7 +122,14 @@ def test_planted_upward_arrows_are_found(tmp_path):
     assert upward_includes(tmp_path / "csrc") == ["math/pose.h includes cpu/parallel.h"]
     (tmp_path / "raymarch" / "ops").mkdir(parents=True)
     (tmp_path / "raymarch" / "ops" / "pose.py").write_text("from ..model import poses\nfrom . import _op\n")
-    assert upward_imports(tmp_path / "raymarch") == ["ops/pose.py imports raymarch.model"]
+    (tmp_path / "raymarch" / "features").mkdir()
+    (tmp_path / "raymarch" / "features" / "words.py").write_text(
+        "from raymarch.data.atomic import whole\nfrom raymarch.data.scene import Scene\n"
+    )
+    assert upward_imports(tmp_path / "raymarch") == [
+        "features/words.py imports raymarch.data.scene",
+        "ops/pose.py imports raymarch.model",
+    ]
 
 
 def test_formulas_know_no_thread_and_no_array():

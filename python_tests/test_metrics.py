@@ -24,6 +24,18 @@ def test_psnr(pair):
     assert float(psnr(pair[0], pair[0])) == math.inf
 
 
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_bytes_have_another_range_than_one(pair, metric):
+    """Bytes judged as if they ran to 1 are 48 dB off."""
+    pred, truth = ((255 * x).round() for x in pair)
+    with pytest.raises(ValueError, match=rf"{metric.__name__}: a picture is torch.uint8 and data_range is 1"):
+        metric(pred.byte(), truth.byte())
+    with pytest.raises(ValueError, match=r"a picture is torch\.uint8"):
+        metric(pair[0], truth.byte())
+    want = metric(pred / 255, truth / 255)
+    torch.testing.assert_close(metric(pred.byte(), truth.byte(), data_range=255), want)
+
+
 def test_ssim_by_protocol(pair):
     assert float(ssim(*pair, protocol="torchmetrics")) == pytest.approx(0.977708, abs=FLOAT32)
     assert float(ssim(*pair, protocol="torchmetrics_1.2")) == pytest.approx(0.976973, abs=FLOAT32)

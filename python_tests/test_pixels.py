@@ -242,3 +242,18 @@ def test_after_a_refusal_the_next_call_works():
             gather_pixels(images, index, 3)
         index[77] = 0
         assert gather_pixels(images, index, 3).isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("width", [1, 4], ids=["singles", "fours"])
+def test_what_cannot_be_looked_up_is_no_number_on_cuda(device, mode, width):
+    """The image between two whole ones has no pixels, or a side below zero: its row alone is lost."""
+    if backend(device) == "cpu":
+        pytest.skip("the CPU refuses")
+    maps, ones = torch.ones(3, width, device=device), torch.ones(3, 2, dtype=torch.int64, device=device)
+    camera, xy = torch.arange(3, device=device), torch.full((3, 2), 2.5, device=device)
+    for side in ((0, 0), (0, 5), (5, 0), (-1, 5), (5, -7), (-(1 << 62), 5)):
+        size = 5 * ones
+        size[1] = torch.tensor(side)
+        found = gather_features(maps, camera, ones, size, camera, xy, mode)
+        assert found.isnan().all(1).tolist() == [False, True, False] and (found[::2] == 1).all(), side

@@ -112,7 +112,7 @@ def test_errors_name_both_widths_and_the_words():
         similarity_from_hidden(torch.ones(2), torch.ones(5, 2), X)
     with pytest.raises(ValueError, match="got 3 channels, feature_layer takes 2"):
         similarity_from_hidden(torch.ones(3), torch.ones(3, 2), X)
-    with pytest.raises(ValueError, match="paired, f3rm, cosine, got 'dot'"):
+    with pytest.raises(ValueError, match="mode is 'dot', expected one of paired, f3rm, cosine"):
         similarity(X, X, mode="dot")
     with pytest.raises(ValueError, match="no point has a weight above zero"):
         locate(X[None], torch.zeros(1))

@@ -323,11 +323,17 @@ def test_the_command_line_reaches_all_of_it(run, truth, tmp_path, capsys, monkey
     assert "all together" in said(capsys, "poses", run, "--out", tmp_path / "poses.json", *cpu)
     assert "index.html" in said(capsys, "report", run, *cpu)
     photo = tmp_path / "photo.png"
-    Image.fromarray(truth.images[VIEWS].numpy()).save(photo)
+    for name in ("photo.png", "again.png"):
+        Image.fromarray(truth.images[VIEWS].numpy()).save(tmp_path / name)
     pose_file = tmp_path / "pose.json"
     pose_file.write_text(json.dumps({"transform_matrix": torch.eye(4).tolist()}))
-    told = said(capsys, "localize", run, photo, "--init", pose_file, "--out", tmp_path / "found", *cpu)
-    assert "not found: the rendering explains" in told  # two steps of training explain no photo
+    photos = (photo, tmp_path / "again.png")
+    with pytest.raises(SystemExit) as stopped:
+        main(("localize", run, *photos, "--init", pose_file, "--out", tmp_path / "found", *cpu))
+    told, wrong = capsys.readouterr()
+    assert told.count("not found: the rendering explains") == 2  # two steps of training explain no photo
+    assert stopped.value.code == 3
+    assert wrong.strip() == "raymarch: not found: photo.png, again.png (2 of 2 photos)"
     stored = json.loads((tmp_path / "found" / "photo.json").read_text())
     assert stored["converged"] is False and np.array(stored["covariance"]).shape == (6, 6)
     assert (tmp_path / "found" / "photo_overlay.png").exists()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +16,7 @@ import torch
 
 chromium = pytest.importorskip("chromium")
 
-from raymarch.apps.offline import Pages, without_tracking  # noqa: E402
+from raymarch.apps.offline import Pages, ours, without_tracking  # noqa: E402
 from raymarch.apps.stage import Stage, Wish, camera_at, eye_of, words_in, z_depth  # noqa: E402
 from raymarch.train.checkpoint import newest, path_at, write  # noqa: E402
 from raymarch.trained import TrainedScene  # noqa: E402
@@ -126,6 +128,59 @@ def test_tracking_scripts_are_left_out_and_others_kept():
     assert without_tracking(html + "<script>gtag('js')</script>") == "<script>a()</script>"
 
 
+@pytest.mark.parametrize(
+    ("host", "origin", "answered"),
+    [
+        ("127.0.0.1:8080", "http://127.0.0.1:8080", True),
+        ("localhost:9000", "http://localhost:9000", True),  # through a tunnel
+        ("[::1]:8080", "http://[::1]:8080", True),
+        ("127.0.0.1:8080", None, True),  # a page being opened, or no browser
+        ("127.0.0.1:8080", "http://example.com", False),
+        ("127.0.0.1:8080", "http://127.0.0.1:3000", False),  # another server's page on this machine
+        ("127.0.0.1:8080", "http://localhost:8080", False),
+        ("127.0.0.1:8080", "null", False),  # a file, or a frame in a sandbox
+        ("example.com:8080", "http://example.com:8080", False),  # a name that its owner points here
+        ("example.com:8080", None, False),
+        ("127.0.0.1.example.com", "http://127.0.0.1.example.com", False),
+        ("127.0.0.1@example.com", None, False),
+        ("[::1", "http://[::1", False),
+        ("", None, False),
+    ],
+)
+def test_only_the_page_of_this_machine_is_answered(host, origin, answered):
+    assert ours([host], [] if origin is None else [origin]) == answered
+
+
+def test_several_answers_to_one_question_are_none():
+    assert not ours([], []) and not ours(["127.0.0.1"] * 2, [])
+    assert not ours(["127.0.0.1"], ["http://127.0.0.1", "http://example.com"])
+
+
+def test_a_page_from_elsewhere_cannot_connect():
+    """What a browser sends when a page opens a websocket to this machine."""
+    viser = pytest.importorskip("viser", reason="viser is not installed")
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    from raymarch.apps.view import serve
+
+    server = serve(viser, 8890, "a test")
+    try:
+        port = server.get_port()
+        said = {"subprotocols": [f"viser-v{viser.__version__}"], "compression": None}
+        with connect(f"ws://127.0.0.1:{port}", origin=f"http://127.0.0.1:{port}", **said) as page:
+            assert page.recv(timeout=20)
+        for name, origin in (("127.0.0.1", "http://example.com"), ("x.example", f"http://x.example:{port}")):
+            here = socket.create_connection(("127.0.0.1", port))
+            with pytest.raises(InvalidStatus, match="403"):
+                connect(f"ws://{name}:{port}", sock=here, origin=origin, **said)
+        request = urllib.request.Request(f"http://127.0.0.1:{port}", headers={"Host": f"x.example:{port}"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request)
+    finally:
+        server.stop()
+
+
 # ---- in a browser ----
 
 
@@ -207,17 +262,25 @@ def test_the_page_asks_nobody_else(viewer, browser):
     assert browser.asked and others == []
 
 
-def test_views_and_frustums(viewer, browser):
+def test_views_and_frustums(viewer, browser, monkeypatch):
     viewer.head.value = "rgb"
     viewer._changed()
     chromium.wait_for(lambda: viewer.wish.head == "rgb", 10, "the plain picture")
     here = canvas_of(browser, "before_jump")
     drawn = viewer.drawn
     viewer.at.value = 17
+    asked, known = [], viewer.stage.scene.train_cameras
+
+    def train_cameras():
+        asked.append(threading.current_thread())
+        return known()
+
+    monkeypatch.setattr(viewer.stage.scene, "train_cameras", train_cameras)
     for visitor in list(viewer.visitors.values()):
         viewer._jump(visitor.client, 17)
     chromium.wait_for(lambda: viewer.drawn > drawn, 60, "another view")
     assert np.abs(canvas_of(browser, "view_17") - here).mean() > 10
+    assert asked and set(asked) == {viewer.thread}
     viewer.cameras.value = True
     viewer._do(viewer._frustums)
     chromium.wait_for(lambda: len(viewer.handles) == 40, 30, "frustums")

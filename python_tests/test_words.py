@@ -1,8 +1,10 @@
 """Words -> embeddings, from files; and what a run does with them."""
 
+import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from raymarch.apps.demo import train_demo
 from raymarch.export.ply import read_ply
+from raymarch.features.encoder import EncoderError
 from raymarch.features.query import against, similarity
 from raymarch.features.words import STORED, Words, WordsError, read_embeddings, write_embeddings
 from raymarch.trained import TrainedScene
@@ -83,11 +86,40 @@ def test_missing_truncated_and_other_files(tmp_path):
             read_embeddings(tmp_path / "d.safetensors")
 
 
+def test_an_archive_that_unpacks_to_far_more_than_it_is_gets_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("raymarch.data.archive.FEW_BYTES", 1 << 16)
+    np.savez_compressed(tmp_path / "a.npz", mug=np.ones(1 << 20, np.float32))
+    assert (tmp_path / "a.npz").stat().st_size < 1 << 15
+    with pytest.raises(WordsError, match="would unpack"):
+        read_embeddings(tmp_path / "a.npz")
+
+
+def test_embeddings_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_embeddings(tmp_path / STORED, {"mug": torch.ones(3)}, {})
+
+    def full(draft, data):
+        with open(draft, "wb") as file:
+            file.write(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device", str(draft))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_embeddings(tmp_path / STORED, {"cat": torch.ones(3)}, {})
+    assert set(read_embeddings(tmp_path / STORED)) == {"mug"}
+    assert [x.name for x in tmp_path.iterdir()] == [STORED]
+
+
 def test_words_are_found_in_any_case_and_neighbours_are_named():
     words = Words({"Red Ball": torch.ones(3), "cone": torch.zeros(3) + 2})
     assert words(["red ball", " cone "]).tolist() == [[1, 1, 1], [2, 2, 2]]
     with pytest.raises(WordsError, match="nearest are 'cone'"):
         words(["traffic cone"])
+    with pytest.raises(WordsError, match="nearest are 'Red Ball'"):
+        words(["RED BAL"])
+    with pytest.raises(WordsError, match=r"the names are 'Red Ball', 'cone'$"):
+        words(["xyz"])
+    with pytest.raises(WordsError, match=r"'a0', .*'a5' and 3 more$"):
+        Words({f"a{i}": torch.ones(3) for i in range(9)})(["xyz"])
     with pytest.raises(WordsError, match="no text"):
         words(["  "])
     with pytest.raises(WordsError, match="give --embeddings FILE"):
@@ -114,6 +146,17 @@ def test_an_encoder_is_opened_once_and_only_where_it_is_needed(monkeypatch):
     assert words(["mug"]).tolist() == [[1, 1]] and opened == []
     assert words(["cat", "horse", "cat"]).tolist() == [[3, 0], [5, 0], [3, 0]]
     assert opened == [({"encoder": "clip"}, "weights.pt")]
+
+
+def test_names_are_told_where_an_encoder_cannot_be_opened(monkeypatch):
+    def open_recorded(recipe, weights, device):
+        raise EncoderError("there are no weights at clip.pt")
+
+    monkeypatch.setattr("raymarch.features.words.open_recorded", open_recorded)
+    with pytest.raises(WordsError, match=r"no weights at clip.pt; .* names, and the nearest are 'mug'"):
+        Words({"mug": torch.ones(2)}, {"encoder": "clip"})(["mugs"])
+    with pytest.raises(WordsError, match=r"clip.pt$"):
+        Words({}, {"encoder": "clip"})(["mugs"])
 
 
 # ---- scores ----
@@ -165,6 +208,13 @@ def test_what_cannot_be_asked_is_told(scene):
         scene.similarity(camera, torch.ones(7))
     with pytest.raises(ValueError, match="list of queries"):
         scene.look(camera, "mug")
+    scores = "score is 'cos', expected one of paired, f3rm, cosine"
+    with pytest.raises(ValueError, match=scores):
+        scene.similarity(camera, "mug", score="cos")
+    with pytest.raises(ValueError, match=scores):
+        scene.query(torch.zeros(1, 3), ["mug"], score="cos")
+    with pytest.raises(ValueError, match="temperature is nan, expected a positive number"):
+        scene.look(camera, ["mug"], temperature=float("nan"))
 
 
 def test_colours_are_kept_and_made_again_when_features_have_changed(trained, scene):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raymarch.features.pca import Pca
-from raymarch.features.query import against, prepare
+from raymarch.features.query import against, check, prepare
 from raymarch.features.words import STORED, Words, read_embeddings
 from raymarch.model import HEADS
 from raymarch.model.fields import text_head
@@ -180,6 +180,7 @@ class TrainedScene(OpenRun):
 
         With Q texts (or embeddings), also `similarity` [P, Q]: how well each point matches each of them.
         """
+        check(score, temperature, "score")
         points = torch.as_tensor(points).cpu().double()  # worlds may lie far from their origin
         if points.ndim != 2 or points.shape[1] != 3:
             raise ValueError(f"query: points has shape {tuple(points.shape)}, expected [P, 3]")
@@ -223,6 +224,7 @@ class TrainedScene(OpenRun):
         mode: str = "exact",
     ) -> dict[str, Tensor]:
         """`render` with Q queries at once: what it returns, and `similarity` [h, w, Q] of each."""
+        check(score, temperature, "score")
         wanted, others = self._embedded(queries, negatives)
         asked = {heads} if isinstance(heads, str) else set(heads)
         found = self.render(camera, asked | {"similarity"}, mode, torch.cat([wanted, others]).to(self.device))

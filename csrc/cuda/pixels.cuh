@@ -62,12 +62,13 @@ __device__ __forceinline__ void gather_feature(const FeatureMaps<T>& maps, int64
   const int64_t width = known ? maps.size.data[2 * image] : 0;
   const int64_t height = known ? maps.size.data[2 * image + 1] : 0;
   const int64_t start = known ? maps.starts.data[image] : 0;
-  if (width <= 0 || height <= 0 || start < 0 || start + width * height > maps.cells.size[0]) {
+  const int64_t* size = maps.image_size.data + 2 * image;
+  if (width <= 0 || height <= 0 || start < 0 || start + width * height > maps.cells.size[0] || size[0] <= 0 ||
+      size[1] <= 0) {
     for (int64_t c = lane(); c < channels; c += 32) feature[c] = nanf("");
     return;
   }
 
-  const int64_t* size = maps.image_size.data + 2 * image;
   const From* map = reinterpret_cast<const From*>(maps.cells.data) + start * packs;
   const auto cell = [&](int64_t row, int64_t column) { return map + (row * width + column) * packs; };
   if (maps.mode == kNearestBelow) {

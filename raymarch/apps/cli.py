@@ -376,7 +376,7 @@ def localize(
     out: Path | None = None,
     device: Device = "auto",
 ) -> None:
-    """Find where photos were taken from, against a trained run.
+    """Find where photos were taken from, against a trained run. Exit status 3 where one was not found.
 
     Args:
         run: Run folder.
@@ -589,7 +589,8 @@ def parse(argv: list[str]) -> Callable[[], None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run one command. What a user can mend is told in one sentence; exit status 1, or 130 after Ctrl-C.
+    """Run one command. What a user can mend is told in one sentence; exit status 1 (3: a photo was not
+    found), or 130 after Ctrl-C.
 
     With RAYMARCH_NVTX in the environment, stages and ops are NVTX ranges (docs/profiling.md).
     """
@@ -602,13 +603,13 @@ def main(argv: list[str] | None = None) -> None:
         say("raymarch: stopped")
         raise SystemExit(130) from None
     except Exception as error:
-        from raymarch.apps.failures import UserStop, sentence
+        from raymarch.apps.failures import sentence
 
         told = sentence(error)
         if told is None:
             raise
         say(f"raymarch: {told}")
-        raise SystemExit(130 if isinstance(error, UserStop) else 1) from None
+        raise SystemExit(getattr(error, "status", 1)) from None
 
 
 def marked() -> contextlib.AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +13,16 @@ from torch import Tensor
 from raymarch.apps.images import file_stems, save_depth, save_rgb
 from raymarch.config import ConfigError
 from raymarch.data.atomic import write_text
+from raymarch.data.plain import json_text
 from raymarch.data.scene import Scene
 from raymarch.train.evaluate import ImageMetrics, evaluate, masks_of
 from raymarch.train.held_out import POSES, PROTOCOLS, evaluate_refined, held_out_cameras
 from raymarch.train.lenses import lenses_protocol
 from raymarch.train.runs import OpenRun, reload_scene
+
+INFINITE = (
+    "no finite number: the PSNR of a rendering that equals its photo, and of a mean over it, is infinite"
+)
 
 
 def metrics_file(run: Path, poses: str) -> Path:
@@ -68,8 +73,10 @@ def evaluate_run(
     yield f"{'mean':32} {mean['psnr']:7.2f} {mean['ssim']:7.4f}  {poses}"
     protocol = PROTOCOLS[poses] + lenses_protocol(opened)
     yield f"protocol: {protocol}"
-    result = {"step": opened.step, "poses": poses, "protocol": protocol, "mean": mean}
-    write_text(metrics_file(run, poses), json.dumps(result | {"images": stored}, indent=1))
+    result: dict[str, Any] = {"step": opened.step, "poses": poses, "protocol": protocol, "mean": mean}
+    if not all(math.isfinite(value) for value in mean.values()):
+        result["null"] = INFINITE
+    write_text(metrics_file(run, poses), json_text(result | {"images": stored}))
 
 
 def _measured(

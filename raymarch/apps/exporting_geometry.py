@@ -11,7 +11,7 @@ import numpy as np
 from raymarch.config import ConfigError
 from raymarch.data.atomic import whole
 from raymarch.export.mesh import Mesh, MeshError, mesh_of
-from raymarch.export.ply import write_ply
+from raymarch.export.ply import coordinates, write_ply
 from raymarch.export.surface import seen_points
 from raymarch.trained import TrainedScene
 
@@ -64,6 +64,8 @@ def export_geometry(
             raise ConfigError(str(error)) from None
         write_mesh(path, mesh)
         yield f"{len(mesh.vertices)} vertices, {len(mesh.faces)} triangles"
+        if path.suffix == ".glb" and coordinates(mesh.vertices.numpy())["x"].dtype == np.float64:
+            yield "glb holds float32, too few digits for a place so far from the origin: .ply keeps them all"
     yield str(path)
 
 
@@ -71,7 +73,7 @@ def write_mesh(path: Path, mesh: Mesh) -> None:
     """Write .ply here, .obj and .glb through trimesh."""
     colours = (mesh.colours * 255).round().numpy().astype(np.uint8)
     if path.suffix == ".ply":
-        columns = dict(zip(("x", "y", "z"), mesh.vertices.numpy().T, strict=True))
+        columns = coordinates(mesh.vertices.numpy())
         columns |= dict(zip(("nx", "ny", "nz"), mesh.normals.numpy().T, strict=True))
         columns |= dict(zip(("red", "green", "blue"), colours.T, strict=True))
         write_ply(path, columns, mesh.faces.numpy().astype(np.int32), "raymarch mesh, world units")

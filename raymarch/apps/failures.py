@@ -21,6 +21,8 @@ REMEDIES = {
 class UserStop(RuntimeError):
     """Ctrl-C."""
 
+    status = 130
+
 
 def sentence(error: BaseException) -> str | None:
     """What to tell the user, on one line; None for what is a fault of ours."""

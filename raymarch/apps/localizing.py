@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from raymarch.apps.images import file_stems, save_rgb
+from raymarch.apps.numbers import told_to
 from raymarch.data.atomic import write_text
+from raymarch.data.error import some
+from raymarch.data.plain import json_text
 from raymarch.train.localize import Localisation
 from raymarch.train.photos import LocalizeError
 from raymarch.trained import TrainedScene
+
+
+class NotFound(LocalizeError):
+    """Everything was done, and some photo is nowhere in the scene."""
+
+    status = 3  # of the command
+
 
 POSE_KEYS = ("camera_to_world", "transform_matrix")
 
@@ -19,7 +29,10 @@ POSE_KEYS = ("camera_to_world", "transform_matrix")
 def localize_photos(
     run: Path, photos: list[Path], intrinsics: str | None, init: str | None, out: Path | None, device: str
 ) -> Iterator[str]:
-    """Localise photos one after another; yields lines to show, writes OUT/NAME.json and NAME_overlay.png."""
+    """Localise photos one after another; yields lines to show, writes OUT/NAME.json and NAME_overlay.png.
+
+    NotFound at the end, when all have been looked for, where some were not found.
+    """
     camera = None if intrinsics is None else _numbers(intrinsics)
     start = _start(init)
     if missing := [photo for photo in photos if not photo.is_file()]:
@@ -30,14 +43,19 @@ def localize_photos(
         raise LocalizeError("no photo was given; expected raymarch localize RUN PHOTO ...")
     scene = TrainedScene(run, device)
     out = out or run / "localized"
+    lost = []
     for photo, stem in zip(photos, file_stems([photo.as_posix() for photo in photos]), strict=True):
         found = scene.localize(photo, camera, start)
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / f"{stem}.json", json.dumps(record(found, photo), indent=1) + "\n")
+        write_text(out / f"{stem}.json", json_text(record(found, photo)) + "\n")
         if found.overlay is not None:
             save_rgb(out / f"{stem}_overlay.png", found.overlay)
         yield from told(found, photo)
         yield f"  {out / stem}.json, {stem}_overlay.png"
+        if not found.converged:
+            lost.append(photo.name)
+    if lost:
+        raise NotFound(f"not found: {some(lost)} ({len(lost)} of {len(photos)} photos)")
 
 
 def record(found: Localisation, photo: Path) -> dict[str, Any]:
@@ -59,9 +77,10 @@ def record(found: Localisation, photo: Path) -> dict[str, Any]:
 
 
 def told(found: Localisation, photo: Path) -> Iterator[str]:
-    x, y, z = found.camera_to_world[:, 3].tolist()
+    centre = found.camera_to_world[:, 3].tolist()
+    where = ", ".join(told_to(v, found.position_std, least=6) for v in centre)
     state = "found" if found.converged else f"not found: {found.why};"
-    yield f"{photo.name}: {state} centre ({x:.6g}, {y:.6g}, {z:.6g}) +- {found.position_std:.2g} world units,"
+    yield f"{photo.name}: {state} centre ({where}) +- {found.position_std:.2g} world units,"
     yield (
         f"  orientation +- {found.rotation_std_deg:.2g} degrees, residual {found.residual:.3g}, "
         f"{found.explained:.0%} explained, {found.seconds:.2f} s"

@@ -1,12 +1,19 @@
-"""The viewer's page as this machine serves it: one folder's files, and no tracking script."""
+"""The viewer's page as this machine serves it: one folder's files, no tracking, no answer to other pages."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 SCRIPT = re.compile(r"<script\b[^>]*>.*?</script>", re.S)
 TRACKING = ("googletagmanager", "gtag(")
+HERE = (
+    "127.0.0.1",
+    "localhost",
+    "::1",
+)  # what this machine is called by a browser on it, also through a tunnel
 
 
 class Page:
@@ -46,3 +53,19 @@ class Pages:
 def without_tracking(html: str) -> str:
     """The page without scripts that report visits to somebody."""
     return SCRIPT.sub(lambda m: "" if any(word in m[0] for word in TRACKING) else m[0], html)
+
+
+def ours(hosts: Sequence[str], origins: Sequence[str]) -> bool:
+    """Whether a request, by its Host and Origin headers, may be answered.
+
+    A browser lets every page connect to this machine and says which page it is: it has to be the one that was
+    asked for here, host and port (who is no browser says nothing). And what was asked for has to be this
+    machine by name or number: any other name is a page whose owner points that name at 127.0.0.1.
+    """
+    if len(hosts) != 1 or len(origins) > 1:
+        return False
+    try:
+        host = urlsplit(f"//{hosts[0]}")
+        return host.hostname in HERE and all(x == f"http://{hosts[0]}" for x in origins)
+    except ValueError:
+        return False

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from raymarch.data.atomic import write_text
+from raymarch.data.plain import json_text
 from raymarch.train.lenses import refined_lenses
 from raymarch.train.refined import refined_poses, report_rows
 from raymarch.train.runs import OpenRun
@@ -33,5 +33,5 @@ def tell_poses(run: Path, out: Path | None, device: str) -> Iterator[str]:
     yield from (lens.told() for lens in lenses)
     file = out or run / "poses.json"
     stored = {"drift": found.drift, "cameras": rows, "lenses": [lens.row() for lens in lenses]}
-    write_text(file, json.dumps(stored, indent=1) + "\n")
+    write_text(file, json_text(stored) + "\n")
     yield str(file)

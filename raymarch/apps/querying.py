@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ from torch import Tensor
 from raymarch.apps import palette
 from raymarch.apps.cameras import cameras_for
 from raymarch.apps.images import save_rgb
+from raymarch.apps.numbers import told_to
 from raymarch.config import ConfigError
 from raymarch.data.atomic import write_text
+from raymarch.data.plain import json_text
 from raymarch.export.ply import write_ply
 from raymarch.export.surface import Points, joined, matching, places, solid
 from raymarch.features.query import MODES, THRESHOLD, locate, mask
@@ -88,7 +89,7 @@ def query_run(
         "units": "world",
         "queries": found,
     }
-    write_text(out / "query.json", json.dumps(about, indent=1) + "\n")
+    write_text(out / "query.json", json_text(about) + "\n")
     yield str(out / "query.json")
 
 
@@ -200,8 +201,9 @@ def told(found: dict[str, Any], threshold: float) -> str:
     """One line for people."""
     if not found["found"]:
         return f"{found['text']!r}: nothing reaches {threshold:.3g}"
-    centre = ", ".join(f"{v:.4g}" for v in found["centroid"])
     low, high = found["box"]["low"], found["box"]["high"]
+    finest = max(b - a for a, b in zip(low, high, strict=True)) / 100
+    centre = ", ".join(told_to(v, finest) for v in found["centroid"])
     size = " x ".join(f"{b - a:.3g}" for a, b in zip(low, high, strict=True))
     place = f"{found['text']!r}: at {centre}, {size} (world units)"
     return f"{place}, {found['points']} points above {threshold:.3g}"

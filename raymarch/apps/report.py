@@ -7,7 +7,6 @@ file opens offline, on a phone, in light and in dark, and runs no script.
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from raymarch.apps.sections import (
 )
 from raymarch.apps.style import STYLE
 from raymarch.data.atomic import write_bytes, write_text
+from raymarch.data.plain import json_text
 
 
 def write_report(
@@ -52,7 +52,7 @@ def write_report(
     stored = {"title": title, "metrics": {m.key: _stored(m) for m in metrics}}
     if record is not None:
         stored["record"] = record
-    write_text(out / "metrics.json", json.dumps(_plain(stored), indent=2, allow_nan=False) + "\n")
+    write_text(out / "metrics.json", json_text(stored, 2) + "\n")
     write_text(out / "index.html", page)
     return out / "index.html"
 
@@ -248,16 +248,3 @@ def _stored(metric: Metric) -> dict:
     if metric.goal is not None:
         stored |= {"goal": f"{metric.goal[0]} {metric.goal[1]:g}", "met": _verdict(metric) == "met"}
     return stored
-
-
-def _plain(value):
-    """Only what JSON can say."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int, bool)) else str(value)

@@ -20,6 +20,7 @@ from raymarch.apps.view_sections import progress_sections, view_sections
 from raymarch.data.atomic import write_text
 from raymarch.data.error import SceneError
 from raymarch.data.images import read_photo
+from raymarch.data.plain import json_text
 from raymarch.train.evaluate import over_background, render_image
 from raymarch.train.held_out import POSES, drift
 from raymarch.train.lenses import NUMBERS, RefinedLens, refined_lenses
@@ -44,7 +45,7 @@ def write_run_page(run: Path, device: str = "auto") -> Path:
     if opened.config.model.poses.mode != "off" and opened.train:
         poses = refined_poses(opened)
         record["poses"] = {"drift": poses.drift, "cameras": report_rows(poses)}
-        write_text(run / "poses.json", json.dumps(record["poses"], indent=1) + "\n")
+        write_text(run / "poses.json", json_text(record["poses"]) + "\n")
         sections += pose_sections(opened, poses)
     if lenses := refined_lenses(opened):
         record["lenses"] = [lens.row() for lens in lenses]
@@ -67,10 +68,11 @@ def _held_out(run: Path, step: int, poses: str) -> list[Metric]:
         mean["psnr"], mean["ssim"]
     except (ValueError, KeyError, TypeError, RecursionError):  # damaged; `raymarch eval` makes it again
         return []
-    return [
+    found = [
         Metric(f"psnr_{poses}", f"PSNR, poses {poses}", mean["psnr"], protocol, "dB", digits=4),
         Metric(f"ssim_{poses}", f"SSIM, poses {poses}", mean["ssim"], "The same protocol", digits=4),
     ]
+    return [metric for metric in found if metric.value is not None]  # which is infinite
 
 
 def pose_sections(run: OpenRun, poses: RefinedPoses) -> list[Section]:

@@ -12,13 +12,14 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from raymarch.apps.offline import Pages
+from raymarch.apps.offline import Pages, ours
 from raymarch.apps.stage import OPENGL, Eye, Shown, Stage, Wish, eye_of, frustum_of
 from raymarch.config import ConfigError
 from raymarch.data.paths import focus, quaternions, upward
@@ -59,19 +60,40 @@ def open_viser() -> Any:
 
 
 def serve(viser: Any, port: int, label: str) -> Any:
-    """A server on this machine alone. The page of viser before 1.0 asks a tracker for a script, and
-    its server hands out any file whose path begins with dots: `offline.Pages` stands between."""
-    infra = viser._viser.infra
-    plain = infra.WebsockServer
+    """A server on this machine alone, which talks to its own page alone.
 
-    def ours(**options: Any) -> Any:
+    The page of viser before 1.0 asks a tracker for a script, and its server hands out any file whose path
+    begins with dots: `offline.Pages` stands between. Its server also talks to whatever page the browser has
+    open, as no version asks where a connection comes from: `offline.ours` does. ConfigError where it cannot.
+    """
+    infra, sockets = viser._viser.infra, cast(Any, import_module("websockets.asyncio.server"))
+    plain, listen = infra.WebsockServer, sockets.serve
+    guarded = []
+
+    def with_pages(**options: Any) -> Any:
         return plain(**options | {"http_server_root": Pages(options["http_server_root"])})
 
-    infra.WebsockServer = ours
+    def with_guard(*args: Any, process_request: Any = None, **options: Any) -> Any:
+        def answer(connection: Any, request: Any) -> Any:
+            if not ours(request.headers.get_all("Host"), request.headers.get_all("Origin")):
+                return connection.respond(403, "This viewer answers to its own page on this machine.\n")
+            return process_request and process_request(connection, request)
+
+        guarded.append(True)
+        return listen(*args, process_request=answer, **options)
+
+    infra.WebsockServer, sockets.serve = with_pages, with_guard
     try:
-        return viser.ViserServer(host=HOST, port=port, label=label, verbose=False)
+        server = viser.ViserServer(host=HOST, port=port, label=label, verbose=False)
     finally:
-        infra.WebsockServer = plain
+        infra.WebsockServer, sockets.serve = plain, listen
+    if not guarded:
+        server.stop()
+        raise ConfigError(
+            f"viser {viser.__version__} listens in a way that raymarch cannot guard against other pages: "
+            "install the version that constraints.txt names"
+        )
+    return server
 
 
 def wait_for_run(run: Path, follow: bool, say=print) -> None:
@@ -182,29 +204,34 @@ class Viewer:
 
     def _hide(self) -> None:
         """Leave out the frustums that somebody looks through: their lines would frame the picture."""
-        inside = {visitor.through for visitor in self.visitors.values()}
+        inside = {visitor.through for visitor in list(self.visitors.values())}
         for i, handle in self.handles.items():
             if handle.visible == (i in inside):
                 handle.visible = i not in inside
 
     def _jump(self, client: Any, i: int) -> None:
+        """Have a browser's eye put into training view i."""
+        if client is not None:
+            self._do(lambda: self._put(client, i))
+
+    def _put(self, client: Any, i: int) -> None:
         """Put a browser's eye into training view i."""
-        if client is None:
+        visitor = self.visitors.get(client.client_id)
+        if visitor is None:  # it has left
             return
         cameras = self.stage.scene.train_cameras()
         pose = cameras.camera_to_worlds[i].double().cpu().numpy()
         centre = focus(cameras.camera_to_worlds.double().cpu()).numpy()
         ahead = -pose[:, 2]
         distance = max(float((centre - pose[:, 3]) @ ahead), 0.1)
-        visitor = self.visitors.get(client.client_id)
-        if visitor is not None:
-            visitor.through, visitor.place = i, pose[:, 3]
-            self._do(self._hide)
+        visitor.through, visitor.place = i, pose[:, 3]
+        self._hide()
         with client.atomic():
             client.camera.fov = frustum_of(cameras, i)[0]
             client.camera.up_direction = pose[:, 1]
             client.camera.position = pose[:, 3]
             client.camera.look_at = pose[:, 3] + distance * ahead
+        self._look(visitor, client.camera)
 
     def _tell(self, shown: Shown | None) -> None:
         text = f"**{self.stage.scene.path.name}** step {self.stage.scene.step}"
@@ -221,12 +248,7 @@ class Viewer:
         with self.wake:
             self.visitors[client.client_id] = visitor
         self._jump(client, 0)
-
-        @client.camera.on_update
-        def _(camera: Any) -> None:
-            self._look(visitor, camera)
-
-        self._look(visitor, client.camera)
+        self._do(lambda: client.camera.on_update(lambda camera: self._look(visitor, camera)))
 
     def _left(self, client: Any) -> None:
         with self.wake:

@@ -68,7 +68,7 @@ def progress_sections(run: Path) -> list[Section]:
     found: list[Section] = (
         [Pictures("While training", [(listed[0]["photo"], pictures)], width=150)] if pictures else []
     )
-    known = [row for row in listed if "psnr" in row]
+    known = [row for row in listed if row.get("psnr") is not None]
     if len(known) > 1:
         series = Series("held-out PSNR", [r["step"] for r in known], [r["psnr"] for r in known])
         size = " x ".join(str(v) for v in known[-1]["size"])

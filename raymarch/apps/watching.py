@@ -6,7 +6,6 @@ RUN/held_out/step-N.png, and a line of RUN/held_out.jsonl. Nothing of the traini
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from raymarch.apps.images import save_rgb
 from raymarch.config import ConfigError
 from raymarch.data.error import SceneError
 from raymarch.data.images import read_photo
+from raymarch.data.plain import json_text
 from raymarch.data.scene import Scene
 from raymarch.model.frames import FrameRenderer, OutOfMemory, Settings
 from raymarch.train.evaluate import over_background
@@ -130,7 +130,7 @@ class Watcher:
             if self.keep is not None:
                 row["kept"] = float(self.keep.float().mean())
         with open(run / LOG, "a", encoding="utf-8") as log:
-            log.write(json.dumps(row) + "\n")
+            log.write(json_text(row, None) + "\n")
         if self.writer is not None:
             self.writer.add_image("held_out", picture.clamp(0, 1).permute(2, 0, 1), step)
             if "psnr" in row:

@@ -43,7 +43,7 @@ class Volume:
 class Mesh:
     """Vertices in world units, triangles that turn left seen from outside, colours 0..1."""
 
-    vertices: Tensor  # [V, 3]
+    vertices: Tensor  # [V, 3] float64
     faces: Tensor  # [F, 3] int64
     colours: Tensor  # [V, 3]
     normals: Tensor  # [V, 3] unit
@@ -76,7 +76,7 @@ def mesh_of(
     volume = fuse(seen, low, high, resolution)
     vertices, faces, normals = surface(volume)
     colours = _sampled(volume, vertices)
-    world = scene.world_from_scene.apply(vertices)
+    world = scene.world_from_scene.apply(vertices.double())
     return Mesh(world, faces, colours, scene.world_from_scene.rotate(normals))
 
 
@@ -108,7 +108,7 @@ def _box(scene: TrainedScene, seen: Sequence[View]) -> tuple[Tensor, Tensor]:
         inverse.apply(places(scene, v.camera, v.depth * scene.world_from_scene.scale)[v.depth > 0])
         for v in seen
     ]
-    points = torch.cat(clouds).cpu()
+    points = torch.cat(clouds).cpu().float()
     eyes = torch.cat([v.camera.camera_to_worlds[:, :, 3] for v in seen]).cpu()
     middle = eyes.mean(0)
     reach = 2 * (eyes - middle).norm(dim=1).max().clamp_min(1e-3)
@@ -126,9 +126,9 @@ def _given(scene: TrainedScene, box: Sequence[float]) -> tuple[Tensor, Tensor]:
     if len(box) != 6 or any(a >= b for a, b in zip(box[:3], box[3:], strict=True)):
         raise MeshError(f"--box is {tuple(box)}, expected six numbers, the low corner and then the high one")
     corners = torch.tensor(
-        [[box[i + 3 * ((k >> i) & 1)] for i in range(3)] for k in range(8)], dtype=torch.float32
+        [[box[i + 3 * ((k >> i) & 1)] for i in range(3)] for k in range(8)], dtype=torch.float64
     )
-    inside = scene.world_from_scene.invert().apply(corners)
+    inside = scene.world_from_scene.invert().apply(corners).float()
     return inside.amin(0), inside.amax(0)
 
 

@@ -10,7 +10,20 @@ import numpy as np
 from raymarch.data.atomic import write_bytes
 
 TYPES = {"f4": "float", "u1": "uchar", "i4": "int", "f8": "double", "u2": "ushort", "u4": "uint"}
+FINEST = 1e-5  # of the extent of what is written: a coordinate that float32 rounds by more is a double
 FACE = np.dtype([("count", "u1"), ("corners", "<i4", 3)])
+
+
+def coordinates(points: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns x, y, z of points [P, 3]: float32, or float64 where they lie far from the origin.
+
+    That is for their extent, as in a map's coordinates: float32 knows a northing of 4,000 km to 25 cm. The
+    extent is that of all but 2 % of the points on either side, so that a few stray ones do not hide it.
+    """
+    rounded = np.abs(points).max(initial=0.0) * 2.0**-24
+    extent = np.ptp(np.quantile(points, (0.02, 0.98), axis=0), axis=0).max() if len(points) else 0.0
+    kind = np.float64 if rounded > FINEST * extent else np.float32
+    return dict(zip(("x", "y", "z"), points.astype(kind).T, strict=True))
 
 
 def write_ply(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raymarch.export.ply import coordinates
 from raymarch.features.pca import apply
 from raymarch.model.rays import generate
 from raymarch.train.runs import smaller, subset
@@ -26,7 +27,7 @@ STEEPEST = 8.0  # tangent of the angle (83 degrees) up to which a slanted surfac
 class Points:
     """What was seen at P points. Columns that were not asked for are None."""
 
-    xyz: Tensor  # [P, 3] float32, world units
+    xyz: Tensor  # [P, 3] float64, world units
     rgb: Tensor  # [P, 3] 0..1
     normals: Tensor | None = None  # [P, 3] unit, world axes
     pca: Tensor | None = None  # [P, 3] feature colours, 0..1
@@ -43,8 +44,11 @@ class Points:
         return Points(self.xyz[keep], self.rgb[keep], normals, pca, similarity)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """PLY columns: x y z, nx ny nz, red green blue, pca_red pca_green pca_blue, similarity."""
-        found = dict(zip(("x", "y", "z"), self.xyz.float().numpy().T, strict=True))
+        """PLY columns: x y z, nx ny nz, red green blue, pca_red pca_green pca_blue, similarity.
+
+        Coordinates are doubles where they have to be (`ply.coordinates`).
+        """
+        found = coordinates(self.xyz.numpy())
         if self.normals is not None:
             found |= dict(zip(("nx", "ny", "nz"), self.normals.float().numpy().T, strict=True))
         for prefix, colours in (("", self.rgb), ("pca_", self.pca)):
@@ -69,14 +73,17 @@ def joined(parts: Iterable[Points]) -> Points:
 
 
 def places(scene: TrainedScene, camera: Cameras, depth: Tensor) -> Tensor:
-    """World points [h, w, 3] at distances `depth` [h, w] (world units) along one camera's rays."""
+    """World points [h, w, 3] float64 at distances `depth` [h, w] (world units) along one camera's rays."""
     height, width = depth.shape
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     xy = torch.stack([x, y], -1).view(-1, 2).float().to(scene.device) + 0.5
     zero = torch.zeros(len(xy), dtype=torch.int64, device=scene.device)
     rays = generate(Pixels(zero, xy), camera, None, scene.config.model.rays, False)
     along = depth.reshape(-1, 1).to(scene.device) / scene.world_from_scene.scale
-    return scene.world_from_scene.apply(rays.origins + along * rays.directions).view(height, width, 3)
+    inside = rays.origins + along * rays.directions
+    return scene.world_from_scene.apply(inside.double()).view(
+        height, width, 3
+    )  # maps lie far from the origin
 
 
 def solid(frame: dict[str, Tensor], camera: Cameras) -> Tensor:

@@ -89,12 +89,17 @@ def prepare(positives: Tensor, negatives: Tensor | None = None, feature_layer: T
     return Query((positive.to(basis) @ basis).float(), folded, triangle.float())
 
 
+def check(mode: str, temperature: float, name: str = "mode") -> None:
+    """ValueError for a way to score that does not exist; `name` is what the caller's caller calls it."""
+    if mode not in MODES:
+        raise ValueError(f"similarity: {name} is {mode!r}, expected one of {', '.join(MODES)}")
+    if not temperature > 0:
+        raise ValueError(f"similarity: temperature is {temperature}, expected a positive number")
+
+
 def score(features: Tensor, query: Query, mode: str = "paired", temperature: float = 0.1) -> Tensor:
     """Similarity [...] of features [..., D], or of hidden vectors [..., H] where the query was folded."""
-    if mode not in MODES:
-        raise ValueError(f"similarity: mode is one of {', '.join(MODES)}, got {mode!r}")
-    if temperature <= 0:
-        raise ValueError(f"similarity: temperature is positive, got {temperature}")
+    check(mode, temperature)
     width = len(query.positive) if query.triangle is None else query.triangle.shape[1]
     if features.shape[-1] != width:
         what = "the embeddings have" if query.triangle is None else "feature_layer takes"
@@ -123,10 +128,7 @@ def against(
     The same rule as `similarity`, for those who have the cosines already: a feature without length has
     cosine 0 with everything, and scores 0 here too.
     """
-    if mode not in MODES:
-        raise ValueError(f"similarity: mode is one of {', '.join(MODES)}, got {mode!r}")
-    if temperature <= 0:
-        raise ValueError(f"similarity: temperature is positive, got {temperature}")
+    check(mode, temperature)
     if unwanted is None or unwanted.shape[-1] == 0 or mode == "cosine":
         return wanted
     none = (unwanted == 0).all(-1, keepdim=True) & (wanted == 0)
@@ -156,12 +158,14 @@ def locate(points: Tensor, weights: Tensor, coverage: float = 0.98) -> Location:
     """Where weighted points [P, 3] lie: their weighted mean, and a box that holds `coverage` of each axis.
 
     Weights [P] are opacities, densities or similarities; those that are not above zero are left out. A
-    coverage of 1 gives the exact bounds, less than 1 keeps stray points from stretching the box.
+    coverage of 1 gives the exact bounds, less than 1 keeps stray points from stretching the box. The
+    place has the dtype of the points.
     """
     if points.shape != (*weights.shape, 3):
         raise ValueError(f"locate: points {tuple(points.shape)} do not fit weights {tuple(weights.shape)}")
     if not 0 < coverage <= 1:
         raise ValueError(f"locate: coverage lies in (0, 1], got {coverage}")
+    given = points.dtype
     keep = (weights > 0) & points.isfinite().all(dim=-1)
     points, weights = points[keep].double(), weights[keep].double()
     if len(points) == 0:
@@ -174,4 +178,4 @@ def locate(points: Tensor, weights: Tensor, coverage: float = 0.98) -> Location:
     first = (reached <= outside).sum(dim=0, keepdim=True)
     last = (reached < 1 - outside).sum(dim=0, keepdim=True).clamp_max(len(points) - 1)
     box = torch.cat([ordered.gather(0, first.clamp_max(len(points) - 1)), ordered.gather(0, last)])
-    return Location(centroid.float(), box.float(), float(total))
+    return Location(centroid.to(given), box.to(given), float(total))

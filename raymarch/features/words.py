@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from raymarch.data.archive import open_npz
+from raymarch.data.atomic import write_bytes
 from raymarch.features.encoder import EncoderError, open_recorded, text_embeddings
 
 SUFFIXES = (".npz", ".safetensors")
@@ -48,7 +49,7 @@ def read_embeddings(path: str | Path) -> dict[str, Tensor]:
 
 
 def _npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as stored:
+    with open_npz(path) as stored:
         if set(stored.files) != {"names", "vectors"}:
             return {name: stored[name] for name in stored.files}
         names, vectors = [str(x) for x in stored["names"]], stored["vectors"]
@@ -82,9 +83,9 @@ def _checked(found: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def write_embeddings(path: str | Path, vectors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write named vectors [D] as safetensors; `about` is kept as JSON in the header."""
+    """Write named vectors [D] as safetensors, whole or not at all; `about` is kept as JSON in the header."""
     rows = {name: v.detach().cpu().float().contiguous() for name, v in vectors.items()}
-    Path(path).write_bytes(save(rows, {"raymarch": json.dumps(dict(about))}))
+    write_bytes(Path(path), save(rows, {"raymarch": json.dumps(dict(about))}))
 
 
 class Words:
@@ -139,11 +140,9 @@ class Words:
                     "this run stores no text encoder and no embeddings: give --embeddings FILE (.npz or "
                     ".safetensors, one vector per name), or distil features of `raymarch extract`"
                 )
-            close = difflib.get_close_matches(text, self.vectors, n=3, cutoff=0.4)
-            nearest = f"; the nearest are {', '.join(map(repr, close))}" if close else ""
             raise WordsError(
                 f"there is no embedding for {text!r} among {len(self.vectors)} names, and this run stores no "
-                f"text encoder{nearest}"
+                f"text encoder; {self._near(text)}"
             )
         try:
             if self._encoder is None:
@@ -155,4 +154,14 @@ class Words:
                 )
             return text_embeddings(self._encoder, [text])[0].cpu()
         except EncoderError as error:
-            raise WordsError(str(error)) from None
+            known = f"; without it there are names, and {self._near(text)}" if self.vectors else ""
+            raise WordsError(f"{error}{known}") from None
+
+    def _near(self, text: str, most: int = 6) -> str:
+        """Which names there are instead: those spelled alike, else the first ones."""
+        folded = {name.casefold(): name for name in self.vectors}
+        close = difflib.get_close_matches(text.strip().casefold(), folded, n=3, cutoff=0.4)
+        if close:
+            return f"the nearest are {', '.join(repr(folded[name]) for name in close)}"
+        more = f" and {len(self.vectors) - most} more" if len(self.vectors) > most else ""
+        return f"the names are {', '.join(map(repr, self.known[:most]))}{more}"

@@ -80,8 +80,8 @@ def gather_features(
     maps [cells, D] holds all maps one after another (float32, float16 or bfloat16), map_starts [C] their
     first cells, map_size and image_size [C, 2] int64 widths and heights. `nearest` is F3RM's lookup,
     trunc(pixel size ratio) with pixels counted from 0; `bilinear` interpolates between cell centres, and is
-    constant beyond the outermost ones. Places outside an image count as its border. A camera without a map
-    is a ValueError on the CPU and a row of NaN on CUDA.
+    constant beyond the outermost ones. Places outside an image count as its border. A camera without a map,
+    or whose image has no pixels, is a ValueError on the CPU and a row of NaN on CUDA.
     """
     if mode not in LOOKUPS:
         raise ValueError(f"gather_features: mode is {mode!r}, expected one of {', '.join(LOOKUPS)}")

@@ -30,9 +30,10 @@ def psnr(pred: Tensor, truth: Tensor, data_range: float = 1.0, keep: Tensor | No
     """Peak signal-to-noise ratio in dB, a scalar: 10 log10(data_range^2 / mean squared error); equal: inf.
 
     pred and truth of one shape. keep [h, w] bool: the pixels that count (default: all); NaN where it keeps
-    none. ValueError if the shapes differ.
+    none. ValueError if the shapes differ, or for whole numbers (uint8) with a data range of 1.
     """
     _same_shape("psnr", pred, truth)
+    _has_range("psnr", pred, truth, data_range)
     if keep is not None:
         _fits("psnr", keep, pred)
         pred, truth = pred[keep], truth[keep]
@@ -54,12 +55,13 @@ def ssim(
     larger range of the two images for data_range; torchmetrics_1.2, which also leaves the border of 5 pixels
     out of the mean and then needs 11 pixels. keep [h, w] bool: the pixels that count (default: all). Others
     are left out of the mean and of every window, whose weights are scaled to sum to one again; NaN where
-    none is kept. ValueError for other shapes and protocols.
+    none is kept. ValueError for other shapes and protocols, and for whole numbers with a data range of 1.
     """
     if protocol not in SSIM_PROTOCOLS:
         raise ValueError(f"ssim: protocol is {protocol!r}, expected one of {', '.join(SSIM_PROTOCOLS)}")
     how = SSIM_PROTOCOLS[protocol]
     _same_shape("ssim", pred, truth)
+    _has_range("ssim", pred, truth, data_range)
     least = 2 * SSIM_RADIUS + 1 if how.crop else SSIM_RADIUS + 1
     if pred.dim() != 3 or min(pred.shape[:2]) < least:
         raise ValueError(
@@ -112,6 +114,16 @@ def depth_error(pred: Tensor, truth: Tensor) -> Tensor:
 def _same_shape(metric: str, a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{metric}: shapes are {tuple(a.shape)} and {tuple(b.shape)}, expected the same")
+
+
+def _has_range(metric: str, a: Tensor, b: Tensor, data_range: float) -> None:
+    """Pictures of bytes run to 255, and no figure shows that somebody forgot it."""
+    if data_range == 1 and (
+        whole := [x for x in (a, b) if not x.is_floating_point() and x.dtype != torch.bool]
+    ):
+        raise ValueError(
+            f"{metric}: a picture is {whole[0].dtype} and data_range is 1: divide by 255, or give data_range"
+        )
 
 
 def _fits(metric: str, keep: Tensor, image: Tensor) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from raymarch.data.atomic import write_text
 from raymarch.data.pixels import Source
+from raymarch.data.plain import json_text
 from raymarch.model import Model
 from raymarch.model.frames import ran_out
 from raymarch.model.fused import FusedPipeline, unsupported
@@ -338,7 +339,7 @@ class Trainer:
             self.run.mkdir(parents=True, exist_ok=True)
             with open(self.run / LOG, "a", encoding="utf-8") as file:
                 row = {"step": self.step, "seconds": round(self.seconds, 3), "psnr": psnr, **terms}
-                file.write(json.dumps(row) + "\n")
+                file.write(json_text(row, None) + "\n")
         return progress
 
     def _stop_unhealthy(self, terms: dict[str, float]) -> None:
