@@ -118,6 +118,11 @@ except SystemExit:
     assert python(code, tmp_path).splitlines()[-1] == "False"
 
 
+def test_the_package_is_the_command_too(tmp_path):
+    code = "import runpy, sys; sys.argv = ['raymarch', '--help']; runpy.run_module('raymarch', run_name='__main__')"
+    assert python(code, tmp_path).startswith("usage: raymarch")
+
+
 def built(*words, **env):
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", *words],

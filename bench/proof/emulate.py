@@ -2,9 +2,9 @@
 
 Threads of a block take turns in three orders, forward, backward and shuffled: a kernel that lacks a barrier
 gives another result in one of them. `emulate_sanitized` has AddressSanitizer in the emulated core, so that a
-kernel which reads or writes beside an array is caught where it does so. First the emulator itself: kernels with one
-fault each (bench/proof/planted.cpp) must be told from the same without it. The emulated core lies in
-build/proof/emulator and never replaces the normal one.
+kernel which reads or writes beside an array is caught where it does so. First the emulator itself: kernels
+with one fault each (bench/proof/planted.cpp) must be told from the same without it. The emulated cores lie in
+build/proof and never replace the normal one.
 """
 
 from __future__ import annotations
