@@ -119,7 +119,7 @@ except SystemExit:
 
 
 def test_the_package_is_the_command_too(tmp_path):
-    code = "import runpy, sys; sys.argv = ['raymarch', '--help']; runpy.run_module('raymarch', run_name='__main__')"
+    code = "import runpy, sys; sys.argv[1:] = ['--help']; runpy.run_module('raymarch', run_name='__main__')"
     assert python(code, tmp_path).startswith("usage: raymarch")
 
 
