@@ -111,7 +111,7 @@ def test_counts_from_shapes_are_those_that_the_rows_of_the_benchmark_state(name)
 
 
 def test_every_kernel_has_its_arithmetic_counted():
-    kernels = {n for n in dir(_C) if not n.startswith(("_", "cuda", "has_"))} - {"hashgrid_layout"}
+    kernels = {n for n in dir(_C) if not n.startswith("_") and callable(getattr(_C, n))} - {"hashgrid_layout"}
     assert kernels == set(FLOPS)
 
 
