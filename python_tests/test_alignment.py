@@ -34,6 +34,10 @@ def test_alignment_undoes_a_similarity(cues):
     assert_close(found.rotation, turn.T, atol=1e-6, rtol=0)
     assert_close(found.aligned, truth, atol=1e-5, rtol=0)
     assert found.rotation_error_deg.max() < 1e-4 and found.translation_error.max() < 1e-5
+    others = random_poses(4, seed=3).double()
+    moved = found.take_along(similar(others, 0.3, turn, move).float())
+    assert moved.dtype == torch.float32
+    assert_close(moved.double(), others, atol=1e-4, rtol=0)
 
 
 def test_alignment_reports_the_camera_that_is_wrong():

@@ -185,18 +185,10 @@ def test_pictures_round_trip_through_png(tmp_path, device):
     np.testing.assert_allclose(got / 255, picture.cpu().numpy(), atol=0.51 / 255)
     images.save_rgb(tmp_path / "b.png", torch.rand(5, 7, 4, device=device))
     assert Image.open(tmp_path / "b.png").mode == "RGBA"
-    images.save_normals(tmp_path / "n.png", picture)
     images.save_depth(tmp_path / "d.png", picture[..., 0])
-    assert Image.open(tmp_path / "d.png").size == Image.open(tmp_path / "n.png").size == (7, 5)
+    assert Image.open(tmp_path / "d.png").size == (7, 5)
     with pytest.raises(ValueError, match=r"\[h, w, 3 or 4\], got \[5, 7\]"):
         images.save_rgb(tmp_path / "c.png", picture[..., 0])
-
-
-def test_sixteen_bit_depth_keeps_millimetres(tmp_path):
-    depth = torch.tensor([[0.0, 1.2341, 65.0, 1000.0, torch.nan, 1e-9, torch.inf]])
-    images.save_depth16(tmp_path / "d.png", depth)
-    got = np.array(Image.open(tmp_path / "d.png"))
-    assert got.tolist() == [[0, 1234, 65000, 65535, 0, 1, 65535]]
 
 
 def test_npz_holds_the_arrays(tmp_path):

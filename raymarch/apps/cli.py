@@ -80,22 +80,15 @@ def train(
         device: Where to run.
     """
     from raymarch.apps.extraction import features_for
-    from raymarch.apps.training import train_run
+    from raymarch.apps.training import settings_of, train_run
     from raymarch.config import override
-    from raymarch.config import preset as named
     from raymarch.data.scene import load
     from raymarch.train.claim import check_vacant
     from raymarch.train.refined import named_adjustments, with_adjustments
     from raymarch.train.runs import start
-    from raymarch.train.settings import check_settings
 
     check_least(0, look_every=look_every)
-    config = named(preset)
-    for assignment in set:
-        config = override(config, assignment)
-    if steps is not None:
-        config = override(config, f"train.trainer.steps={steps}")
-    check_settings(config)
+    config = settings_of(preset, set, steps)
     run = out or Path("runs") / f"{named_after(scene)}-{preset}"
     check_vacant(run)
     files, told = features_for(scene, features, config.model.fields.feature.width > 0)
@@ -107,8 +100,8 @@ def train(
         "masks": masks,
         "alpha": alpha,
         "memory": memory,
+        "cache": None if cache == "none" else cache,
     }
-    options["cache"] = None if cache == "none" else cache
     if files:
         options["features"] = [str(file) for file in files]
     loaded = load(scene, **options)

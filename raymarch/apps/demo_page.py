@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,7 +55,12 @@ def write_demo_page(result: DemoResult, out: Path) -> Path:
 
 def metrics(result: DemoResult) -> list[Metric]:
     m = result.metrics
-    found = [
+    took = Metric("train_seconds", "Training time", m["train_seconds"], f"{m['steps']} steps", "s")
+    return [*of_pictures(m), *of_queries(m), *of_poses(m), took]
+
+
+def of_pictures(m: dict[str, Any]) -> list[Metric]:
+    return [
         Metric(
             "psnr",
             "Held-out PSNR",
@@ -82,22 +88,22 @@ def metrics(result: DemoResult) -> list[Metric]:
             "°",
         ),
     ]
+
+
+def of_queries(m: dict[str, Any]) -> list[Metric]:
+    goal, found = (">=", 0.75), []
     for name in QUERIES:
         words = (
             f"Pixels whose similarity to '{name}' exceeds {THRESHOLD:g} against the true object, "
             "over all held-out views"
         )
-        found.append(
-            Metric(
-                f"iou_{name.replace(' ', '_')}",
-                f"Query IoU: {name}",
-                m[f"iou {name}"],
-                words,
-                "",
-                (">=", 0.75),
-            )
-        )
-    found += [
+        key = f"iou_{name.replace(' ', '_')}"
+        found.append(Metric(key, f"Query IoU: {name}", m[f"iou {name}"], words, "", goal))
+    return found
+
+
+def of_poses(m: dict[str, Any]) -> list[Metric]:
+    return [
         Metric(
             "rotation_error_before_deg",
             "Rotation error before",
@@ -125,9 +131,7 @@ def metrics(result: DemoResult) -> list[Metric]:
             m["translation_error_after"],
             "The same after training",
         ),
-        Metric("train_seconds", "Training time", m["train_seconds"], f"{m['steps']} steps", "s"),
     ]
-    return found
 
 
 def pictures(result: DemoResult) -> Pictures:

@@ -1,4 +1,4 @@
-"""Pictures and arrays -> files: PNG, 16-bit depth PNG, EXR, npz. Colours are palette.py's."""
+"""Pictures and arrays -> files: PNG, EXR, npz. Colours are palette.py's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def file_stems(names: Sequence[str]) -> list[str]:
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
-    """A PNG file of uint8 [h, w, 3 or 4], or of uint16 [h, w]."""
+    """A PNG file of uint8 [h, w, 3 or 4]."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -50,20 +50,6 @@ def save_depth(
 ) -> None:
     """Distances [h, w] in colour, to look at; near and far default to what the image holds."""
     write_bytes(Path(path), png_bytes(palette.depth(distances, near, far, scale)))
-
-
-def save_depth16(path: str | Path, distances, unit: float = 1e-3) -> None:
-    """Distances [h, w] as 16-bit multiples of `unit`: 0 where unknown, 65535 where further than fits."""
-    distances = array(distances).astype(np.float64)
-    known = np.isfinite(distances) & (distances > 0)
-    steps = np.rint(np.where(known, distances, 0) / unit).clip(0, 65535)
-    steps = np.where(np.isposinf(distances), 65535, np.where(known, steps.clip(1), 0))
-    write_bytes(Path(path), png_bytes(steps.astype(np.uint16)))
-
-
-def save_normals(path: str | Path, vectors) -> None:
-    """Unit vectors [h, w, 3] as (n + 1) / 2."""
-    write_bytes(Path(path), png_bytes(palette.normals(vectors)))
 
 
 def save_npz(path: str | Path, frame: dict) -> None:

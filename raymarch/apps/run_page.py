@@ -122,7 +122,7 @@ def reprojection(run: OpenRun, poses: RefinedPoses) -> Pictures:
     after = subset(run.train_cameras(), (i,), run.device)
     went = drift(run)
     given = subset(run.train_cameras(refined=False), (i,), run.device)
-    given = replace(given, camera_to_worlds=_moved_along(given.camera_to_worlds, went))
+    given = replace(given, camera_to_worlds=went.take_along(given.camera_to_worlds))
     photo = _photo(run, i, after)
     pictures = [] if photo is None else [Picture("photo", photo)]
     for words, camera in (("before refinement", given), ("after", after)):
@@ -135,12 +135,6 @@ def reprojection(run: OpenRun, poses: RefinedPoses) -> Pictures:
     label = f"{poses.names[i]}: {poses.turned_alone[i]:.3g} degrees, {poses.moved_alone[i]:.3g} world units"
     note = "The training view that was corrected most; both poses without the cameras' common drift."
     return Pictures("A training view before and after", [(label, pictures)], note=note, width=180)
-
-
-def _moved_along(poses: Tensor, went) -> Tensor:
-    turned = went.rotation.to(poses) @ poses[..., :3]
-    centres = went.scale * (poses[..., 3] @ went.rotation.to(poses).T) + went.translation.to(poses)
-    return torch.cat([turned, centres[..., None]], -1)
 
 
 def _small(run: OpenRun, camera: Cameras) -> Cameras:

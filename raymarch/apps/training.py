@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from raymarch.apps.failures import UserStop, sentence
 from raymarch.apps.run_page import write_run_page
 from raymarch.apps.terminal import console, say, tell
 from raymarch.apps.watching import Watcher
+from raymarch.config import Config, override
+from raymarch.config import preset as named
 from raymarch.data.scene import Scene
 from raymarch.train import checkpoint
 from raymarch.train.guard import suspicions
+from raymarch.train.settings import check_settings
 from raymarch.train.trainer import Progress, Trainer
+
+
+def settings_of(preset: str, assignments: Sequence[str], steps: int | None) -> Config:
+    """A preset with settings changed (`train.trainer.steps=100`). ConfigError where they cannot be used."""
+    config = named(preset)
+    for assignment in assignments:
+        config = override(config, assignment)
+    if steps is not None:
+        config = override(config, f"train.trainer.steps={steps}")
+    check_settings(config)
+    return config
 
 
 def train_run(

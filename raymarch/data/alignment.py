@@ -23,6 +23,12 @@ class Alignment(NamedTuple):
     rotation_error_deg: Tensor  # [C]
     translation_error: Tensor  # [C] in the reference's units
 
+    def take_along(self, poses: Tensor) -> Tensor:
+        """Other poses [..., 3, 4] of the estimated frame in the reference's; dtype and device are kept."""
+        rotation, translation = self.rotation.to(poses), self.translation.to(poses)
+        centres = self.scale * (poses[..., 3] @ rotation.T) + translation
+        return torch.cat([rotation @ poses[..., :3], centres[..., None]], -1)
+
 
 def rotation_angle(R: Tensor) -> Tensor:
     """The angle of rotations [..., 3, 3], in radians; exact for small ones too."""

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from raymarch.profiling.ceilings import floor_seconds
-from raymarch.profiling.counting import Work
 from raymarch.profiling.ranges import BY_NAME, listening, nvtx_ranges
 from raymarch.profiling.recorder import STEP, DeviceClock, Event, HostClock, Ops, Stages, clock_for
 from raymarch.profiling.subjects import Subject, Training, waits
@@ -128,12 +127,25 @@ def measure(
             with nvtx_ranges():
                 subject.eager()
     in_stages, in_ops = staged.close(), seen.close()
-    real = 1e3 * statistics.fmean(laps)
     rows = stage_rows(in_stages, in_ops, steps)
-    ops = op_rows(in_ops, steps, real, limits)
-    total = Work(sum(r.bytes for r in ops), sum(r.flops for r in ops))
-    step: dict[str, Any] = {
-        "ms": real,
+    ops = op_rows(in_ops, steps, 1e3 * statistics.fmean(laps), limits)
+    step = totals(laps, steps, rows, ops, subject.device)
+    if isinstance(subject, Training):
+        step["proposals_learn_in"] = subject.updates(steps)
+        step["real_step_waits"] = waited  # whether the host waits for the GPU in the step as it is
+        if on_gpu and subject.trainer._fused is None:
+            notes.append(
+                "Gradients of torch's own ops run in a thread that is not watched: stages have their time."
+            )
+    return Measured(subject.what, subject.ran(), step, rows, ops, last_of(in_ops), notes)
+
+
+def totals(
+    laps: Sequence[float], steps: int, rows: Sequence[StageRow], ops: Sequence[OpRow], device: torch.device
+) -> dict[str, Any]:
+    """A step as a whole: as it really runs (`laps`, seconds), and what its stages and ops add up to."""
+    return {
+        "ms": 1e3 * statistics.fmean(laps),
         "median_ms": 1e3 * statistics.median(laps),
         "slowest_ms": 1e3 * max(laps),
         "quickest_ms": 1e3 * min(laps),
@@ -143,20 +155,12 @@ def measure(
         "outside_ops_share": max(0.0, 1 - sum(r.share for r in ops)),
         "launches": sum(r.launches for r in ops),
         "host_syncs": sum(r.waits for r in ops),
-        "bytes": total.bytes,
-        "flops": total.flops,
+        "bytes": sum(r.bytes for r in ops),
+        "flops": sum(r.flops for r in ops),
         "floor_ms": sum(r.floor_ms for r in ops),
-        "peak_memory_bytes": peak_memory(subject.device),
-        "peak_memory_is": "of tensors on the GPU" if on_gpu else "of the whole process",
+        "peak_memory_bytes": peak_memory(device),
+        "peak_memory_is": "of tensors on the GPU" if device.type == "cuda" else "of the whole process",
     }
-    if isinstance(subject, Training):
-        step["proposals_learn_in"] = subject.updates(steps)
-        step["real_step_waits"] = waited  # whether the host waits for the GPU in the step as it is
-        if on_gpu and subject.trainer._fused is None:
-            notes.append(
-                "Gradients of torch's own ops run in a thread that is not watched: stages have their time."
-            )
-    return Measured(subject.what, subject.ran(), step, rows, ops, last_of(in_ops), notes)
 
 
 def record(

@@ -11,7 +11,6 @@ from torch import Tensor
 from raymarch.data.alignment import align
 from raymarch.data.pixels import Source
 from raymarch.train.trainer import Trainer, TrainingError
-from raymarch.types import Cameras
 
 RAYS = 16384  # of held-out photos, the same for both
 CHUNK = 4096
@@ -96,7 +95,7 @@ def score(trainer: Trainer, held_out: Source) -> float:
     given = trainer.source.cameras.camera_to_worlds
     went = align(given, trainer.model.poses.optimized_camera_to_worlds(given))
     lenses = trainer.model.intrinsics.of_others(trainer.source.cameras, held_out.cameras)
-    cameras = moved(lenses, went.scale, went.rotation, went.translation)
+    cameras = replace(lenses, camera_to_worlds=went.take_along(lenses.camera_to_worlds))
     counter = torch.zeros(2, dtype=torch.int64, device=trainer.device)
     pixels = held_out.draw(counter, RAYS, STREAM)
     trainer.model.eval()
@@ -115,14 +114,6 @@ def score(trainer: Trainer, held_out: Source) -> float:
         total += float((found - truth).square().mean(-1).sum())
     trainer.model.train()
     return -10 * math.log10(max(total / RAYS, 1e-12))
-
-
-def moved(cameras: Cameras, scale: float, rotation: Tensor, translation: Tensor) -> Cameras:
-    """Cameras [C] taken along by a similarity of the scene."""
-    poses = cameras.camera_to_worlds
-    R, t = rotation.to(poses), translation.to(poses)
-    centres = scale * (poses[:, :, 3] @ R.T) + t
-    return replace(cameras, camera_to_worlds=torch.cat([R @ poses[:, :, :3], centres[..., None]], -1))
 
 
 def _go(trainer: Trainer, end: int) -> None:

@@ -66,11 +66,7 @@ def drift(run: OpenRun) -> Alignment:
 def aligned_cameras(run: OpenRun) -> Cameras:
     """The held-out cameras, moved as the training cameras went together."""
     cameras, went = run.test_cameras(), drift(run)
-    poses = cameras.camera_to_worlds.double()
-    rotation, translation = went.rotation.to(poses), went.translation.to(poses)
-    centres = went.scale * (poses[..., 3] @ rotation.T) + translation
-    moved = torch.cat([rotation @ poses[..., :3], centres[..., None]], -1)
-    return replace(cameras, camera_to_worlds=moved.float())
+    return replace(cameras, camera_to_worlds=went.take_along(cameras.camera_to_worlds.double()).float())
 
 
 def held_out_cameras(run: OpenRun, poses: str) -> Cameras:
