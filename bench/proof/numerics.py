@@ -80,11 +80,6 @@ def emulate_table(found: dict[str, Any]) -> list[str]:
     return [f"Tests passed: {orders}; {found['failed']} failed; {caught} ({_made(found)})."]
 
 
-def emulate_sanitized_table(found: dict[str, Any]) -> list[str]:
-    counts = f"{found['reports']} reports in {found['passed']} tests, {found['failed']} failed"
-    return [f"With AddressSanitizer: {counts} ({_made(found)})."]
-
-
 def mutants_table(found: dict[str, Any]) -> list[str]:
     lines = [
         "| header | faults | killed | equivalent | survived | share killed |",
@@ -123,7 +118,6 @@ TABLES = {
     "errors": errors_table,
     "sanitize": sanitize_table,
     "emulate": emulate_table,
-    "emulate_sanitized": emulate_sanitized_table,
     "threads": threads_table,
     "mutants": mutants_table,
 }
