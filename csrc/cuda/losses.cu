@@ -1,10 +1,11 @@
+#include "cuda/fours.cuh"
 #include "cuda/losses.cuh"
 #include "math/random.h"
 #include "ops.h"
 
 namespace raymarch {
 
-// One warp per ray throughout, but for random_colour.
+// One warp per ray, or kLanes lanes of one, throughout, but for random_colour.
 constexpr int kThreads = 32 * kWarpsPerBlock;
 
 using Edges = In<real, kRays, kEdges>;
@@ -44,48 +45,107 @@ __global__ void __launch_bounds__(kThreads, 12)
                         grad_w_proposal.data + ray * bins);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    distortion_forward_kernel(Edges s, Weights w, Out<real, kRays> loss) {
-  const int64_t ray = warp();
-  if (ray >= w.size[0]) return;
-  const int n = int(w.size[1]);
-  const real* e = s.data + ray * (n + 1);
-  Spread front{e, n, false};
-  real sum = 0;
-  for (int k = 0; k < n; k += 32) {
-    const int i = k + lane();
-    const real of_bin = i < n ? w.data[ray * n + i] : real(0);
-    const real before = front.next(i, of_bin);
-    if (i < n) sum += distortion_term(of_bin, before, e[i + 1] - e[i]);
+// Four bins of a lane, i .. i + 3: weights, widths, and the gaps between the middles of neighbours.
+template <class Row>
+struct Bins {
+  real w[4], width[4], gap[5];  // gap[j] lies in front of bin i + j; there is none outside the ray
+
+  __device__ __forceinline__ Bins(const real* weights, const real* edges, const Row& row, int i) {
+    real e[7];
+    load_four(weights, row, i, w);
+    load_edges(edges, row, i, 1, e);
+#pragma unroll
+    for (int j = 0; j < 5; ++j)
+      gap[j] = row.holds(i + j) && i + j > row.begin ? real(0.5) * (e[j + 2] - e[j]) : real(0);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      width[j] = e[j + 2] - e[j + 1];
+      if (!row.holds(i + j)) w[j] = 0;
+    }
   }
-  sum = warp_sum(sum);
-  if (lane() == 0) loss.data[ray] = sum;
+};
+
+// distortion's `before` of math/losses.h from one end of a ray to the other, pass by pass.
+struct Passed {
+  real mass = 0, before = 0;  // of the bins already passed; `before` is that of the last of them
+};
+template <int kLanes, class Row>
+__device__ __forceinline__ void from_front(const Bins<Row>& bins, Passed& passed, real (&before)[4]) {
+  const real *w = bins.w, *gap = bins.gap;
+  const real masses = warp_inclusive_sum<kLanes>((w[0] + w[1]) + (w[2] + w[3]));
+  real mass = passed.mass + lanes_before<kLanes>(masses), sum = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) before[j] = sum += gap[j] * mass, mass += w[j];
+  const real sums = warp_inclusive_sum<kLanes>(sum), base = passed.before + lanes_before<kLanes>(sums);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) before[j] += base;
+  passed.mass += from_lane<kLanes>(masses, kLanes - 1);
+  passed.before += from_lane<kLanes>(sums, kLanes - 1);
+}
+template <int kLanes, class Row>
+__device__ __forceinline__ void from_back(const Bins<Row>& bins, Passed& passed, real (&behind)[4]) {
+  const real *w = bins.w, *gap = bins.gap;
+  const real masses = warp_suffix_sum<kLanes>((w[3] + w[2]) + (w[1] + w[0]));
+  real mass = passed.mass + lanes_after<kLanes>(masses), sum = 0;
+#pragma unroll
+  for (int j = 3; j >= 0; --j) behind[j] = sum += gap[j + 1] * mass, mass += w[j];
+  const real sums = warp_suffix_sum<kLanes>(sum), base = passed.before + lanes_after<kLanes>(sums);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) behind[j] += base;
+  passed.mass += from_lane<kLanes>(masses, 0);
+  passed.before += from_lane<kLanes>(sums, 0);
 }
 
-// Two walks; the first leaves its sums in the output for the second.
+template <int kLanes, class Rays>
 __global__ void __launch_bounds__(kThreads)
-    distortion_backward_kernel(Edges s, Weights w, In<real, kRays> grad_loss,
-                               Out<real, kRays, kSamples> grad_w) {
-  const int64_t ray = warp();
-  if (ray >= w.size[0]) return;
-  const int n = int(w.size[1]);
-  const real* e = s.data + ray * (n + 1);
-  const real* of_ray = w.data + ray * n;
-  real* out = grad_w.data + ray * n;
-  const real g = grad_loss.data[ray];
-  Spread front{e, n, false};
-  for (int k = 0; k < n; k += 32) {
-    const int i = k + lane();
-    const real before = front.next(i, i < n ? of_ray[i] : real(0));
-    if (i < n) out[i] = before;
+    distortion_forward_kernel(Rays rays, const real* s, const real* w, real* loss) {
+  const int64_t ray = item() / kLanes;
+  const auto row = rays.row(ray);
+  const real* edges = edges_of(rays, ray, s);
+  const int count = passes<kLanes>(row);
+  Passed front;
+  real sum = 0;
+  for (int pass = 0; pass < count; ++pass) {
+    const int i = 4 * (pass * kLanes + lane_in_group<kLanes>());
+    const Bins bins(w, edges, row, i);
+    real before[4];
+    from_front<kLanes>(bins, front, before);
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (row.holds(i + j)) sum += distortion_term(bins.w[j], before[j], bins.width[j]);
   }
-  __syncwarp();
-  Spread back{e, n, true};
-  for (int k = 0; k < n; k += 32) {
-    const int i = n - 1 - (k + lane());
-    const real of_bin = i >= 0 ? of_ray[i] : real(0);
-    const real behind = back.next(k + lane(), of_bin);
-    if (i >= 0) out[i] = distortion_vjp(of_bin, out[i], behind, e[i + 1] - e[i], g);
+  sum = warp_sum<kLanes>(sum);
+  if (ray < rays.count && lane_in_group<kLanes>() == 0) loss[ray] = sum;
+}
+
+// To the back and to the front again. The last pass to the back is the first to the front and stays in
+// registers; others leave their sums in the output (a lane reads only what it wrote).
+template <int kLanes, class Rays>
+__global__ void __launch_bounds__(kThreads)
+    distortion_backward_kernel(Rays rays, const real* s, const real* w, const real* grad_loss, real* grad_w) {
+  const int64_t ray = item() / kLanes;
+  const auto row = rays.row(ray);
+  const real* edges = edges_of(rays, ray, s);
+  const int mine = 4 * lane_in_group<kLanes>(), last = 4 * kLanes * (passes<kLanes>(row) - 1);
+  const real g = ray < rays.count ? grad_loss[ray] : real(0);
+  Passed front, back;
+  for (int k = 0; k < last; k += 4 * kLanes) {
+    real before[4];
+    from_front<kLanes>(Bins(w, edges, row, k + mine), front, before);
+    store_four(before, row, k + mine, grad_w);
+  }
+  for (int k = last; k >= 0; k -= 4 * kLanes) {
+    const int i = k + mine;
+    const Bins bins(w, edges, row, i);
+    real before[4], behind[4];
+    if (k == last)
+      from_front<kLanes>(bins, front, before);
+    else
+      load_four(grad_w, row, i, before);
+    from_back<kLanes>(bins, back, behind);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) before[j] = distortion_vjp(bins.w[j], before[j], behind[j], bins.width[j], g);
+    store_four(before, row, i, grad_w);
   }
 }
 
@@ -189,14 +249,20 @@ void interlevel_backward(Cuda q, FineEdges s, FineWeights w, Edges s_proposal, W
 
 void distortion_forward(Cuda q, Edges s, Weights w, Out<real, kRays> loss) {
   check_distortion(s, w);
-  launch("distortion_forward", distortion_forward_kernel, warps(w.size[0]), kThreads, q, s, w, loss);
+  with_rays(w.size[0], w.size[1], {w.data}, [&](auto rays, auto lanes) {
+    launch("distortion_forward", distortion_forward_kernel<lanes, decltype(rays)>,
+           blocks(rays.count, kThreads / lanes), kThreads, q, rays, s.data, w.data, loss.data);
+  });
 }
 
 void distortion_backward(Cuda q, Edges s, Weights w, In<real, kRays> grad_loss,
                          Out<real, kRays, kSamples> grad_w) {
   check_distortion(s, w);
-  launch("distortion_backward", distortion_backward_kernel, warps(w.size[0]), kThreads, q, s, w, grad_loss,
-         grad_w);
+  with_rays(w.size[0], w.size[1], {w.data, grad_w.data}, [&](auto rays, auto lanes) {
+    launch("distortion_backward", distortion_backward_kernel<lanes, decltype(rays)>,
+           blocks(rays.count, kThreads / lanes), kThreads, q, rays, s.data, w.data, grad_loss.data,
+           grad_w.data);
+  });
 }
 
 void orientation_forward(Cuda q, Weights w, Normals normals, In<real, kRays, 3> directions,

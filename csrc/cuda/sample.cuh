@@ -10,6 +10,23 @@ namespace raymarch {
 
 __device__ __forceinline__ real midpoint(const real* t, int i) { return real(0.5) * (t[i] + t[i + 1]); }
 
+// Calls body(spacing) with the spacing as a constant: one switch for all samples of a lane.
+template <class Body>
+__device__ __forceinline__ void with_spacing(int64_t spacing, const Body& body) {
+  switch (spacing) {
+    case kLinearDisparity:
+      return body(std::integral_constant<int64_t, kLinearDisparity>{});
+    case kSqrt:
+      return body(std::integral_constant<int64_t, kSqrt>{});
+    case kLog:
+      return body(std::integral_constant<int64_t, kLog>{});
+    case kPiecewise:
+      return body(std::integral_constant<int64_t, kPiecewise>{});
+    default:
+      return body(std::integral_constant<int64_t, kUniform>{});
+  }
+}
+
 // Even bins of one ray, moved by jitter, by one warp.
 __device__ __forceinline__ void spaced_edges(int64_t ray, int edges, int64_t spacing, Interval ends,
                                              int64_t jitter, uint64_t key, real* s, real* t) {
@@ -82,6 +99,9 @@ __device__ __forceinline__ int live_lanes(int samples, int from) {
   return samples - from < 32 ? samples - from : 32;
 }
 
-__device__ __forceinline__ Vec3 warp_sum(Vec3 v) { return {warp_sum(v.x), warp_sum(v.y), warp_sum(v.z)}; }
+template <int kLanes = 32>
+__device__ __forceinline__ Vec3 warp_sum(Vec3 v) {
+  return {warp_sum<kLanes>(v.x), warp_sum<kLanes>(v.y), warp_sum<kLanes>(v.z)};
+}
 
 }  // namespace raymarch
