@@ -6,7 +6,6 @@
 
 #include "cuda/vector.cuh"
 #include "cuda/warp.cuh"
-#include "math/vec.h"
 
 namespace raymarch {
 
@@ -136,6 +135,15 @@ __device__ __forceinline__ void load_edges(const real* edges, const Row& row, in
     const int at = i + j - before - row.begin;
     to[j] = at >= 0 && at <= row.end - row.begin ? __ldg(edges + at) : real(0);
   }
+}
+
+// Middles of samples i .. i + 3.
+template <class Row>
+__device__ __forceinline__ void middles(const real* edges, const Row& row, int i, real (&to)[4]) {
+  real e[5];
+  load_edges(edges, row, i, 0, e);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) to[j] = real(0.5) * (e[j] + e[j + 1]);
 }
 
 // How many passes the longest row of a warp takes, at least one.

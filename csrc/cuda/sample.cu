@@ -64,15 +64,6 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-// Middles of samples i .. i + 3.
-template <class Row>
-__device__ __forceinline__ void middles(const real* edges, const Row& row, int i, real (&to)[4]) {
-  real e[5];
-  load_edges(edges, row, i, 0, e);
-#pragma unroll
-  for (int j = 0; j < 4; ++j) to[j] = real(0.5) * (e[j] + e[j + 1]);
-}
-
 // kNorm: how positions are contracted into the unit cube, or kNotAtAll.
 constexpr int kNotAtAll = -1;
 

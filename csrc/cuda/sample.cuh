@@ -99,9 +99,4 @@ __device__ __forceinline__ int live_lanes(int samples, int from) {
   return samples - from < 32 ? samples - from : 32;
 }
 
-template <int kLanes = 32>
-__device__ __forceinline__ Vec3 warp_sum(Vec3 v) {
-  return {warp_sum<kLanes>(v.x), warp_sum<kLanes>(v.y), warp_sum<kLanes>(v.z)};
-}
-
 }  // namespace raymarch

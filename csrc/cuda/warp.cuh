@@ -2,6 +2,7 @@
 // part.
 #pragma once
 #include "cuda/launch.cuh"
+#include "math/vec.h"
 
 namespace raymarch {
 
@@ -54,6 +55,11 @@ __device__ __forceinline__ real warp_sum(real v) {
 #pragma unroll
   for (int d = kLanes / 2; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
   return v;
+}
+
+template <int kLanes = 32>
+__device__ __forceinline__ Vec3 warp_sum(Vec3 v) {
+  return {warp_sum<kLanes>(v.x), warp_sum<kLanes>(v.y), warp_sum<kLanes>(v.z)};
 }
 
 __device__ __forceinline__ real warp_max(real v) {
