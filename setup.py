@@ -45,6 +45,7 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "RAYMARCH_CUDA": cuda,
             "RAYMARCH_CUDA_ARCHS": os.environ.get("RAYMARCH_CUDA_ARCHS", ""),
+            "RAYMARCH_EMULATE": os.environ.get("RAYMARCH_EMULATE", "OFF"),
             "RAYMARCH_SANITIZE": os.environ.get("RAYMARCH_SANITIZE", ""),
         }
         for tool in ("cmake", "ninja"):

@@ -6,7 +6,7 @@ python -m bench.checks streams      launches follow torch's current stream and n
 python -m bench.checks graphs       capture forward and backward in a CUDA graph, replay with other inputs
 python -m bench.checks devices      tensors on cuda:1 while cuda:0 is current (needs two GPUs)
 python -m bench.checks sanitizer    compute-sanitizer memcheck over the op tests
-python -m bench.checks racecheck    the same tests under racecheck
+python -m bench.checks racecheck    the same tests under racecheck; initcheck and synccheck as well
 """
 
 from __future__ import annotations
@@ -213,6 +213,8 @@ CHECKS: dict[str, Callable[[], dict[str, Any]]] = {
     "devices": devices,
     "sanitizer": lambda: sanitized("memcheck"),
     "racecheck": lambda: sanitized("racecheck"),
+    "initcheck": lambda: sanitized("initcheck"),
+    "synccheck": lambda: sanitized("synccheck"),
 }
 
 

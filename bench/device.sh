@@ -19,7 +19,7 @@ for folder in shared/scenes ../shared/scenes; do
 done
 export SCENES=${SCENES:-}
 
-declare -A limit=([build]=300 [tests]=480 [checks]=240 [ops]=300 [overhead]=60 [sanitizer]=600 [racecheck]=600
+declare -A limit=([build]=300 [tests]=480 [checks]=240 [ops]=300 [overhead]=60 [sanitizer]=600 [racecheck]=600 [initcheck]=600 [synccheck]=600
                   [steps]=400 [quality]=1800 [localise]=300 [tcnn]=300 [everything]=600 [scaling]=600
                   [peers_build]=580 [peers]=580 [runs]=900)
 default=(build tests checks ops overhead sanitizer steps quality)
@@ -31,6 +31,8 @@ ops() { "$PYTHON" -m bench.ops --device cuda --record; }
 overhead() { "$PYTHON" -m bench.overhead --device cuda --record; }
 sanitizer() { "$PYTHON" -m bench.checks sanitizer; }
 racecheck() { "$PYTHON" -m bench.checks racecheck; }
+initcheck() { "$PYTHON" -m bench.checks initcheck; }
+synccheck() { "$PYTHON" -m bench.checks synccheck; }
 tcnn() { "$PYTHON" -m bench.tcnn --record; }
 on_scenes() {
   if [ -z "$SCENES" ]; then
@@ -54,7 +56,7 @@ runs() {
   "$PYTHON" -m bench.long --device cuda || bad=1
   return $bad
 }
-export -f build tests checks ops overhead sanitizer racecheck tcnn on_scenes steps quality localise \
+export -f build tests checks ops overhead sanitizer racecheck initcheck synccheck tcnn on_scenes steps quality localise \
   everything scaling peers_build peers runs
 
 failed=0

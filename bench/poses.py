@@ -75,7 +75,8 @@ def configured(args: argparse.Namespace, scene: Scene, mode: str, compose: str, 
         words.append(f"train.trainer.steps={args.steps}")
     if compose:
         words.append(f"model.poses.compose={compose}")
-        words += ["model.poses.gauge=free"] if compose == "camera" else []
+        if compose == "camera" and config.model.poses.gauge == "mean":  # which is of the world's axes
+            words.append("model.poses.gauge=free")
     if args.scene == "synthetic":
         words += SYNTHETIC
         steps = args.steps or config.train.trainer.steps

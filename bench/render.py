@@ -29,6 +29,7 @@ LATE = 6000  # a step past every warm-up
 CYCLE, LAPS = 6, 5  # steps of which one trains the proposals; laps of whole cycles whose spread is kept
 STEPS = {
     "nerfacto_4096": ("nerfacto_so3xr3", 4096, False),
+    "nerfacto_off_4096": ("nerfacto_off", 4096, False),  # what refining poses costs: the difference
     "f3rm_4096": ("f3rm", 4096, False),
     "f3rm_normals_4096": ("f3rm", 4096, True),
     "f3rm_two_heads_4096": ("f3rm_two_heads", 4096, False),

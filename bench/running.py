@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from bench.cases import Case, several
+from raymarch import _C
 
 
 def moved(args: Sequence[Any], device: torch.device | str) -> list[Any]:
@@ -73,10 +74,15 @@ def worst(got: Sequence[Tensor | None], want: Sequence[Tensor | None]) -> float:
     return max((error(g, w) for g, w in pairs if g is not None and w is not None), default=0.0)
 
 
+def backend(device: torch.device | str) -> str:
+    """Whose kernels run for tensors on a device, "cpu" or "cuda": a core may emulate the GPU's on the CPU."""
+    return "cuda" if _C.emulated else torch.device(device).type
+
+
 def tolerances(case: Case, device: torch.device | str) -> tuple[float, float]:
     """Of outputs and of gradients."""
     forward, backward = case.tolerance, case.gradient_tolerance
-    if torch.device(device).type == "cuda":
+    if backend(device) == "cuda":
         forward = case.cuda_tolerance or forward
         backward = case.cuda_gradient_tolerance or backward
     return forward, backward

@@ -11,6 +11,10 @@
 #include "dlpack.h"
 #include "ops.h"
 
+#ifndef RM_EMULATED
+#define RM_EMULATED 0
+#endif
+
 namespace py = pybind11;
 using namespace raymarch;
 
@@ -262,7 +266,9 @@ void bind(py::module_& m, const char* name, const char* declaration, void (*cpu)
         for (int64_t& size : call.bound) size = -1;
         std::tuple<Args...> args{next_argument<Args>(call, objs.ptr())...};
         try {
-          if (call.device.type == kDlCpu) {
+          if (RM_EMULATED && call.device.type == kDlCpu) {
+            std::apply([&](auto... a) { cuda(Cuda{nullptr, 0}, a...); }, args);
+          } else if (call.device.type == kDlCpu) {
             const py::gil_scoped_release others_may_run;
             std::apply([&](auto... a) { cpu(Cpu{}, a...); }, args);
           } else if (call.device.type == kDlCuda) {
@@ -288,6 +294,7 @@ PYBIND11_MODULE(RM_MODULE, m) {
 #include "ops.def"
 #undef RM_OP
   m.attr("has_cuda") = bool(RM_CUDA);
+  m.attr("emulated") = bool(RM_EMULATED);  // arrays on the CPU go to the CUDA kernels
   m.attr("cuda_archs") = RM_CUDA_ARCHS;
   m.attr("cuda_version") = RM_CUDA_VERSION;
 }

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from bench.running import backend
 from raymarch.nn.mlp import MLP
-from raymarch.ops.mlp import density, mlp, mlp_input_gradient, parameters, shapes
+from raymarch.ops.mlp import density, mlp, mlp_gradients, mlp_input_gradient, parameters, shapes
 
 # CUDA rounds the factors of every product to ten bits of mantissa.
 TOLERANCE = {"cpu": 1e-5, "cuda": 2e-3}
@@ -16,7 +17,7 @@ TOLERANCE = {"cpu": 1e-5, "cuda": 2e-3}
 def close_on(device, got, want):
     got, want = got.detach().double().cpu(), want.detach().double().cpu()
     assert got.shape == want.shape
-    assert float((got - want).norm()) <= TOLERANCE[device.type] * float(want.norm()) + 1e-12
+    assert float((got - want).norm()) <= TOLERANCE[backend(device)] * float(want.norm()) + 1e-12
 
 
 @pytest.mark.parametrize(
@@ -200,6 +201,48 @@ def test_arrays_that_do_not_fit_are_named(device):
         mlp(x, params.double(), 64, 1, 16)
     with pytest.raises(ValueError, match="density: h has shape"):
         density(x, torch.zeros(5, 3, device=device))
+
+
+def test_what_an_earlier_kernel_left_in_shared_memory_does_not_count(device):
+    """The last points fill only some warps of the last blocks."""
+    inputs, hidden, layers, outputs = 132, 64, 1, 64
+    on_gpu = device.type == "cuda"
+    blocks = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 3
+    x = torch.rand(blocks * 192 + 100, inputs, device=device).half()
+    params = 0.1 * torch.randn(parameters(inputs, hidden, layers, outputs), device=device)
+    grad = torch.randn(len(x), outputs, device=device)
+    grad_params = []
+    for numbers in (x, torch.full_like(x, torch.nan), x):
+        found = mlp_gradients(numbers, params, hidden, layers, 0, 1.0, None, grad, 96, True)
+        grad_params.append(found[1])
+    assert grad_params[0].isfinite().all() and grad_params[1].isnan().any()
+    torch.testing.assert_close(grad_params[2], grad_params[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("inputs,hidden,layers", [(132, 64, 1), (9, 32, 2)])
+@pytest.mark.parametrize("each", [48, 7, 1])
+def test_points_may_share_rows_of_the_outputs_gradient(inputs, hidden, layers, each, device):
+    """The kernel that the feature field has, on CUDA, and any other."""
+    rows, outputs = 150, 64
+    x = torch.rand(rows * each, inputs, device=device)
+    x = x.half() if backend(device) == "cuda" else x
+    params = 0.1 * torch.randn(parameters(inputs, hidden, layers, outputs), device=device)
+    share = torch.rand(rows * each, device=device) ** 3
+    grad = torch.randn(rows, outputs, device=device)
+    if each == 48:  # points that are summed together on CUDA are then of one row, large or small
+        grad *= 10.0 ** torch.randint(-9, 3, (rows, 1), device=device)
+    how = (x, params, hidden, layers, 0, 1.0, None)
+    got = mlp_gradients(*how, grad, 96 if inputs > 96 else inputs, True, share)
+    whole = share[:, None] * grad.repeat_interleave(each, 0)
+    want = mlp_gradients(*how, whole, 96 if inputs > 96 else inputs, True)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-3 * float(b.abs().max()))
+    if each < 48:
+        return
+    by_row = got[0].view(rows, -1).norm(dim=1) / want[0].view(rows, -1).norm(dim=1)
+    torch.testing.assert_close(by_row, torch.ones_like(by_row), rtol=2e-3, atol=0)
+    with pytest.raises(ValueError, match="grad_y must have a row per point"):
+        mlp_gradients(*how, grad[:-1], inputs, True, share)
 
 
 def test_density_is_a_truncated_exponential(device):

@@ -248,3 +248,22 @@ def test_a_gauge_exists_where_cameras_coincide_and_frozen_cameras_need_none():
     assert all(x.isfinite().all() for x in gauge(start, "world"))
     assert all(x.isfinite().all() for x in gauge(start[:1], "world"))
     assert Poses(PosesConfig(gauge="similarity", frozen=(0,)), 3).along is None
+
+
+@pytest.mark.parametrize("how", ["camera", "world"])
+def test_few_cameras_get_the_same_from_one_matrix_as_many_do_from_its_parts(how, device, monkeypatch):
+    config = PosesConfig(gauge="similarity", compose=how, precondition=True)
+    poses = Poses(config, 7).to(device)
+    poses.precondition(cameras_at(on_a_ring(7)))
+    numbers = torch.randn(7, 6, device=device)
+    as_matrix = poses.linear(numbers), poses.linear_backward(numbers)
+    kept = poses._matrix
+    other = Poses(config, 7).to(device)
+    other.precondition(cameras_at(on_a_ring(7, 3.0)))
+    assert kept is not None
+    monkeypatch.setattr("raymarch.model.poses.MOST_AS_MATRIX", 3)
+    assert_close(as_matrix, (poses.linear(numbers), poses.linear_backward(numbers)), rtol=1e-4, atol=1e-5)
+    monkeypatch.undo()
+    poses.load_state_dict(other.state_dict())  # in its place: a graph may read it
+    assert poses._matrix is kept
+    assert_close(poses.linear(numbers), other.linear(numbers))

@@ -121,7 +121,7 @@ def test_a_network_is_counted_as_its_matrix_products():
     params = torch.zeros(32 * 64 + 64 * 16)
     found = work(_C, "mlp_forward", (x, params, 64, 1, 0, 0.0, y))
     assert found == Work(4 * (320 + 3072 + 160), 2 * 10 * 3072)
-    given = (x, params, 64, 1, 0, 0.0, None, y, None, torch.zeros_like(params), None)
+    given = (x, params, 64, 1, 0, 0.0, None, y, None, None, torch.zeros_like(params), None)
     assert work(_C, "mlp_backward", given).flops == 2 * (2 * 10 * 3072)  # hidden layers, and their gradient
 
 

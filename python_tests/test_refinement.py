@@ -386,9 +386,22 @@ def test_trust_falls_for_the_camera_that_fits_worse():
     error = torch.tensor([1.0, 1.1, 0.9, 12.0, 1.0]).repeat(8) * 0.01
     for _ in range(50):
         trust.observe(camera[:32], error[:32])
-    assert_close(trust.weights(), torch.tensor([1.0, 1, 1, (3 / 12) ** 2, 1]), rtol=1e-4, atol=1e-6)
+    assert_close(trust.weights(), torch.tensor([1.0, 1, 1, (3 / 12) ** 4, 1]), rtol=1e-4, atol=1e-6)
     assert [i for i, _ in trust.suspects()] == [3]
     assert trust.suspects()[0][1] == pytest.approx(12, rel=1e-4)
+
+
+def test_a_camera_must_stand_out_from_errors_that_differ_anyway():
+    trust, errors = Trust(7, 1.5), torch.tensor([0.5, 0.8, 1.0, 1.3, 2.0, 2.5, 60.0])
+    for _ in range(50):
+        trust.observe(torch.arange(7), errors)
+    away = sorted(abs(math.log(e / 1.3)) for e in errors.tolist())
+    limit = math.exp(4 * 1.4826 * away[3])
+    assert limit > 1.5 and 2.5 / 1.3 < limit < 60 / 1.3
+    assert [i for i, _ in trust.suspects()] == [6]
+    want = torch.ones(7)
+    want[6] = (limit * 1.3 / 60) ** 4
+    assert_close(trust.weights(), want, rtol=1e-4, atol=1e-6)
 
 
 def test_a_camera_that_was_not_drawn_keeps_what_is_known_of_it():

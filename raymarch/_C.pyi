@@ -288,6 +288,7 @@ def mlp_backward(
     padding: float,
     y: Array | None,
     grad_y: Array,
+    share: Array | None,
     grad_x: Array | None,
     grad_params: Array | None,
     partial: Array | None,

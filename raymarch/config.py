@@ -37,20 +37,31 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def nerfacto() -> Config:
-    """nerfacto of nerfstudio 1.1: poses refined in the world frame, with penalties.
+CAREFUL = PosesConfig(  # for poses that structure from motion found
+    compose="camera",
+    gauge="similarity",
+    precondition=True,
+    precondition_damping=0.01,
+    precondition_spread=1.5,
+    translation_penalty=0.0,
+    rotation_penalty=0.0,
+    through_proposals=False,
+)
 
-    Unlike there, the cameras' common motion is taken out of the refinement, which waits until there is
-    something to align with: held-out cameras are not refined, and every drift costs them
-    (docs/performance.md).
+
+def nerfacto() -> Config:
+    """nerfacto of nerfstudio 1.1, but for how poses are refined, which does no harm where they are right.
+
+    There, refinement in the world frame, held by penalties, costs held-out photos (docs/poses.md). Here the
+    cameras' common motion is taken out, coordinates move the picture equally, and refinement waits until
+    there is a map to align with.
     """
     base = Config()
+    optim = replace(base.train.optim.poses, delay=500, warmup=500, lr_final=1e-5)
     return replace(
         base,
-        model=replace(base.model, poses=PosesConfig(gauge="mean")),
-        train=replace(
-            base.train, optim=replace(base.train.optim, poses=replace(base.train.optim.poses, warmup=500))
-        ),
+        model=replace(base.model, poses=CAREFUL),
+        train=replace(base.train, optim=replace(base.train.optim, poses=optim)),
     )
 
 
@@ -76,6 +87,7 @@ def tiny() -> Config:
     return Config(
         model=replace(
             base.model,
+            poses=PosesConfig(gauge="mean"),
             rays=replace(base.model.rays, far=1000.0),
             sampler=replace(base.model.sampler, samples=(48, 24), anneal_steps=200, update_warmup=500),
             fields=FieldsConfig(

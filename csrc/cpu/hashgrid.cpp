@@ -232,17 +232,10 @@ RM_CLONES void input_gradient_block(const Grid& grid, In<real, kPoints, 3> x,
 
 void hashgrid_layout(Cpu, Out<double, kEntries, 4> rows, int64_t base_resolution, int64_t max_resolution,
                      int64_t log2_size, int64_t layout) {
-  const int64_t levels = rows.size[0];
-  const GridSettings settings = {levels, base_resolution, max_resolution, log2_size, kTrilinear, layout};
-  const char* problem = grid_problem(settings);
+  const GridSettings settings = {rows.size[0], base_resolution, max_resolution,
+                                 log2_size,    kTrilinear,      layout};
+  const char* problem = write_layout(settings, rows.data);
   require(!problem, problem);
-  const Grid grid = make_grid(settings);
-  for (int64_t l = 0; l < levels; ++l) {
-    const Level level = grid.level[l];
-    const double row[4] = {double(level.resolution), double(level.scale), double(level.entries),
-                           double(level.offset)};
-    std::copy(row, row + 4, rows.data + 4 * l);
-  }
 }
 
 void hashgrid_forward(Cpu q, In<real, kPoints, 3> x, Payload<kEntries, kChannels> table, int64_t levels,

@@ -134,9 +134,12 @@ void mlp_forward(Cpu, Payload<kPoints, kInputs> x, In<real, kParams> params, int
 
 void mlp_backward(Cpu, Payload<kPoints, kInputs> x, In<real, kParams> params, int64_t hidden, int64_t layers,
                   int64_t activation, double padding, Maybe<In<real, kPoints, kOutputs>> y,
-                  In<real, kPoints, kOutputs> grad_y, Maybe<Out<real, kPoints, kChannels>> grad_x,
-                  Maybe<Out<real, kParams>> grad_params, Maybe<Out<real, kEntries, kParams>>) {
+                  In<real, kRays, kOutputs> grad_y, Maybe<In<real, kPoints>> share,
+                  Maybe<Out<real, kPoints, kChannels>> grad_x, Maybe<Out<real, kParams>> grad_params,
+                  Maybe<Out<real, kEntries, kParams>>) {
   const Network net = network(x, params, hidden, layers, grad_y.size[1]);
+  const int64_t each = points_of_row(x.size[0], grad_y.size[0], bool(share));
+  require(each > 0, "grad_y must have a row per point, or with share one per so many points");
   require(y || activation == kLinear, "needs y, as the output has an activation");
   require(!grad_x || grad_x.size[1] <= x.size[1], "grad_x has more columns than x");
   const std::vector<real> weights = transposed(net, params.data);
@@ -154,7 +157,9 @@ void mlp_backward(Cpu, Payload<kPoints, kInputs> x, In<real, kParams> params, in
       for (int p = 0; p < points; ++p)
         for (int o = 0; o < net.outputs; ++o) {
           const int64_t i = (at + p) * net.outputs + o;
-          tile.y[p * net.rows(net.layers) + o] = activate_vjp(activation, y ? y.data[i] : 0, grad_y.data[i]);
+          const real g =
+              share ? share.data[at + p] * grad_y.data[(at + p) / each * net.outputs + o] : grad_y.data[i];
+          tile.y[p * net.rows(net.layers) + o] = activate_vjp(activation, y ? y.data[i] : 0, g);
         }
       backward(tile, params.data, points, grad_x ? grad_x.data + at * grad_x.size[1] : nullptr,
                grad_x.size[1], grad_params ? &partial[chunk * net.parameters()] : nullptr);

@@ -10,21 +10,6 @@ constexpr int kPart = 16 * kWarps;  // features of a block
 constexpr int kTileRays = 32;
 constexpr int kGap = 4;  // between rows in shared memory, so that lanes meet different banks
 
-__device__ __forceinline__ float as_tf32(float x) {
-  uint32_t y;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
-  return __uint_as_float(y);
-}
-
-__device__ __forceinline__ void multiply_add(float (&c)[4], const float (&a)[4], float b0, float b1) {
-  const auto bits = [](float x) { return __float_as_uint(x); };
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(bits(a[0])), "r"(bits(a[1])), "r"(bits(a[2])), "r"(bits(a[3])), "r"(bits(b0)), "r"(bits(b1)));
-}
-
 // Operand a of 16 rows by 8 columns: rows `row` apart, columns `column` apart.
 __device__ __forceinline__ void load_a(float (&a)[4], const float* from, int row, int column) {
   const int g = lane() / 4, t = lane() % 4;
@@ -48,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, H > 64 ? 1 : 2)
                         In<real, kRays, kOutputs> target, int parts, int groups,
                         Out<real, kCode, kRays> losses, Out<real, kCode, kRays, kInputs> grad_hidden,
                         Out<real, kEntries, kOutputs, kInputs> grad_layer) {
-  extern __shared__ __align__(16) unsigned char raw[];
+  RM_SHARED(unsigned char, raw);
   auto& tile = *reinterpret_cast<FeatureTile<H>*>(raw);
   using Tile = FeatureTile<H>;
   const int part = blockIdx.x % parts, group = blockIdx.x / parts;
@@ -77,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, H > 64 ? 1 : 2)
       for (int n = 0; n < 2; ++n) {
         const float* b = &tile.layer[16 * me + 8 * n + g][8 * k + t];
 #pragma unroll
-        for (int m = 0; m < 2; ++m) multiply_add(predicted[m][n], a[m], b[0], b[4]);
+        for (int m = 0; m < 2; ++m) mma(predicted[m][n], a[m], b[0], b[4]);
       }
     }
 #pragma unroll
@@ -120,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, H > 64 ? 1 : 2)
         for (int m = 0; m < 2; ++m) {
           float a[4];
           load_a(a, &tile.error[16 * m][8 * k], Tile::kErrorRow, 1);
-          multiply_add(sum[m], a, b0, b1);
+          mma(sum[m], a, b0, b1);
         }
       }
 #pragma unroll
@@ -139,8 +124,7 @@ __global__ void __launch_bounds__(kThreads, H > 64 ? 1 : 2)
       load_a(a, &tile.error[8 * k][16 * me], 1, Tile::kErrorRow);
 #pragma unroll
       for (int j = 0; j < H / 8; ++j)
-        multiply_add(of_layer[j], a, tile.hidden[8 * k + t][8 * j + g],
-                     tile.hidden[8 * k + t + 4][8 * j + g]);
+        mma(of_layer[j], a, tile.hidden[8 * k + t][8 * j + g], tile.hidden[8 * k + t + 4][8 * j + g]);
     }
   }
 #pragma unroll

@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 8)
                                    Out<real, kRays, kSamples> w, Out<real, kRays, 3> colour,
                                    Out<real, kRays> opacity, Maybe<Out<real, kRays, kChannels>> hidden_out,
                                    Out<real, kEntries, kRays> losses) {
-  extern __shared__ real shared[];
+  RM_SHARED(real, shared);
   const int64_t ray = warp(), rays = w.size[0];
   if (ray >= rays) return;
   const int samples = int(w.size[1]);
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kThreads)
                                     In<real, kRays, kSamples> w, In<real, kRays, 3> colour,
                                     In<real, kRays> opacity, In<real, kEntries> grad, FromHidden from_hidden,
                                     RayGradients to) {
-  extern __shared__ real shared[];
+  RM_SHARED(real, shared);
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
   const int samples = int(w.size[1]);

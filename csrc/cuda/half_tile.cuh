@@ -26,25 +26,6 @@ struct Sums {
   float at[kRowTiles][2][4];  // row tile, column tile, number
 };
 
-// Two numbers as halves; what is larger than a half holds becomes the largest one.
-__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
-  uint32_t bits;
-  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
-  return bits;
-}
-__device__ __forceinline__ uint32_t pack_relu(float low, float high) {
-  uint32_t bits;
-  asm("cvt.rn.relu.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
-  return bits;
-}
-
-__device__ __forceinline__ void mma_half(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // A weight matrix [rows, columns] in shared memory, in the order in which lanes read it: for every 16 inputs
 // and 16 outputs one uint4 per lane, b of the two column tiles.
 __host__ __device__ inline int fragments(int outputs, int inputs) {
@@ -79,8 +60,8 @@ __device__ __forceinline__ void multiply(Sums& c, const Operand& a, const uint4*
   const uint4 b = matrix[(k * columns + j) * 32 + lane()];
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
-    mma_half(c.at[m][0], a.at[m], b.x, b.y);
-    mma_half(c.at[m][1], a.at[m], b.z, b.w);
+    mma(c.at[m][0], a.at[m], b.x, b.y);
+    mma(c.at[m][1], a.at[m], b.z, b.w);
   }
 }
 
@@ -99,12 +80,7 @@ __device__ __forceinline__ void load_operand(Operand& a, const char* rows, int p
   const int row = lane() % 16, side = lane() / 16;
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
-    const unsigned at =
-        unsigned(__cvta_generic_to_shared(rows + (16 * m + row) * pitch + column + 16 * side));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(a.at[m][0]), "=r"(a.at[m][1]), "=r"(a.at[m][2]), "=r"(a.at[m][3])
-                 : "r"(at)
-                 : "memory");
+    load_blocks(place_of(rows + (16 * m + row) * pitch + column + 16 * side), a.at[m]);
   }
 }
 

@@ -65,7 +65,7 @@ __device__ __forceinline__ bool back_to_back(const real* rows, int width, int64_
 __global__ void __launch_bounds__(3 * kTile)
     fourier_forward_kernel(In<real, kPoints, 3> x, int frequencies, int64_t layout, int64_t column,
                            Out<real, kPoints, kOutputs> y) {
-  extern __shared__ __align__(16) real tile[];
+  RM_SHARED(real, tile);
   const int64_t first = blockIdx.x * int64_t{kTile};
   const int count = int(min(int64_t{kTile}, x.size[0] - first)), width = 6 * frequencies;
   const int point = threadIdx.x / 3, d = threadIdx.x % 3;
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(3 * kTile)
 __global__ void __launch_bounds__(3 * kTile)
     fourier_backward_kernel(In<real, kPoints, 3> x, int frequencies, int64_t layout, int64_t column,
                             In<real, kPoints, kOutputs> grad_y, Out<real, kPoints, 3> grad_x) {
-  extern __shared__ __align__(16) real tile[];
+  RM_SHARED(real, tile);
   const int64_t first = blockIdx.x * int64_t{kTile};
   const int count = int(min(int64_t{kTile}, x.size[0] - first)), width = 6 * frequencies;
   const real* rows = grad_y.data + first * grad_y.size[1] + column;

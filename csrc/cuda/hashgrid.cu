@@ -27,10 +27,10 @@ static Sharing sharing(int rounds_of_one, int64_t row_bytes) {
 }
 
 // A warp's place: which tile, which of the tile's warps, and the tile's points.
-struct Place {
+struct Share {
   int tile, warp, count;
   int64_t first;
-  __device__ Place(const Sharing& s, int64_t points) {
+  __device__ Share(const Sharing& s, int64_t points) {
     tile = threadIdx.x / 32 / s.warps, warp = threadIdx.x / 32 % s.warps;
     first = (blockIdx.x * int64_t{s.tiles} + tile) * kTile;
     count = int(max(int64_t{0}, min(int64_t{kTile}, points - first)));
@@ -39,7 +39,7 @@ struct Place {
 
 // Calls body(row, column, i) for the numbers i of a tile's rows, thread after thread of its warps.
 template <class Body>
-__device__ __forceinline__ void over_rows(const Sharing& s, const Place& me, int width, const Body& body) {
+__device__ __forceinline__ void over_rows(const Sharing& s, const Share& me, int width, const Body& body) {
   const int thread = me.warp * 32 + lane(), threads = s.warps * 32;
   const int step_row = threads / width, step_column = threads % width;
   int row = thread / width, column = thread % width;
@@ -71,7 +71,7 @@ __device__ __forceinline__ void stage(const real (&value)[N], T* to) {
 }
 
 template <class Word, class T>
-__device__ __forceinline__ void unstage(const Sharing& sharing, const Place& me, const T* tile, int pitch,
+__device__ __forceinline__ void unstage(const Sharing& sharing, const Share& me, const T* tile, int pitch,
                                         int width, T* to) {
   constexpr int kBytes = sizeof(Word);
   const Word* from = reinterpret_cast<const Word*>(tile);
@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(32 * kMostWarps)
     hashgrid_forward_kernel(In<real, kPoints, 3> x, In<T, kEntries, kChannels> table,
                             const __grid_constant__ Grid grid, int frequencies, int64_t waves,
                             Sharing sharing, Out<Y, kPoints, kOutputs> y) {
-  extern __shared__ __align__(16) unsigned char raw[];
-  const Place me(sharing, x.size[0]);
+  RM_SHARED(unsigned char, raw);
+  const Share me(sharing, x.size[0]);
   const int width = grid.levels * F + 6 * frequencies, pitch = staged_pitch<Y>(width);
   Y* tile = reinterpret_cast<Y*>(raw) + me.tile * kTile * pitch;
   Y* row = tile + lane() * pitch;
@@ -376,8 +376,8 @@ __global__ void __launch_bounds__(32 * kMostWarps)
     hashgrid_input_gradient_kernel(In<real, kPoints, 3> x, In<T, kEntries, kChannels> table,
                                    const __grid_constant__ Grid grid, In<real, kPoints, kOutputs> grad_y,
                                    Sharing sharing, Out<real, kPoints, 3> grad_x) {
-  extern __shared__ real numbers[];
-  const Place me(sharing, x.size[0]);
+  RM_SHARED(real, numbers);
+  const Share me(sharing, x.size[0]);
   const int width = grid.levels * F, pitch = staged_pitch<real>(width);
   real* tile = numbers + me.tile * kTile * pitch;
   const real* rows = grad_y.data + me.first * grad_y.size[1];
@@ -429,8 +429,13 @@ static Grid checked(const GridSettings& settings, int64_t entries, int64_t featu
   return grid;
 }
 
-void hashgrid_layout(Cuda, Out<double, kEntries, 4>, int64_t, int64_t, int64_t, int64_t) {
-  require(false, "the layout is made on the host: pass an array on the CPU");
+void hashgrid_layout(Cuda, Out<double, kEntries, 4> rows, int64_t base_resolution, int64_t max_resolution,
+                     int64_t log2_size, int64_t layout) {
+  require(kEmulated, "the layout is made on the host: pass an array on the CPU");
+  const GridSettings settings = {rows.size[0], base_resolution, max_resolution,
+                                 log2_size,    kTrilinear,      layout};
+  const char* problem = write_layout(settings, rows.data);
+  require(!problem, problem);
 }
 
 void hashgrid_forward(Cuda q, In<real, kPoints, 3> x, Payload<kEntries, kChannels> any, int64_t levels,

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
                                   Widths w, Out<real, kPoints, kChannels> grad_h,
                                   Out<real, kRays, kInputs> grad_direction,
                                   Maybe<Out<real, kRays, kCode>> grad_code) {
-  extern __shared__ real sums[];  // [kWarps][width]
+  RM_SHARED(real, sums);  // [kWarps][width]
   const int64_t ray = blockIdx.x, first = ray * w.samples;
   const int width = w.all(), channels = w.geometry + 1, me = threadIdx.x / 32;
   for (int c = lane(); c < width; c += 32) {

@@ -1,12 +1,11 @@
 // How a kernel is started, and who a thread is. Errors carry the op's name.
 #pragma once
-#include <cuda_runtime.h>
-
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
 #include "array.h"
+#include "cuda/machine.cuh"
 
 namespace raymarch {
 
@@ -49,7 +48,7 @@ void launch_shared(const char* name, void (*kernel)(Params...), unsigned grid, u
   const DeviceGuard guard(q.device);
   if (shared > kStaticShared)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)), name);
-  kernel<<<grid, block, shared, cudaStream_t(q.stream)>>>(args...);
+  start(kernel, grid, block, shared, q.stream, args...);
   check(cudaGetLastError(), name);
 }
 

@@ -36,7 +36,7 @@ struct Levels {
     if (!staged(fine, bins)) return;
     e = staged_row(e, fine + 1, board), e_proposal = staged_row(e_proposal, bins + 1, board);
     w = staged_row(w, fine, board), w_proposal = staged_row(w_proposal, bins, board);
-    wait_for_copies();
+    wait_for_row();
   }
   static __device__ __forceinline__ const real* staged_row(const real* from, int count, real*& board) {
     const real* row = board;
@@ -49,7 +49,7 @@ struct Levels {
 __global__ void __launch_bounds__(kThreads)
     interlevel_forward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                               Out<real, kRays> loss) {
-  extern __shared__ real shared[];
+  RM_SHARED(real, shared);
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
   const int fine = int(w.size[1]), bins = int(w_proposal.size[1]);
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads, 12)
     interlevel_backward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                                In<real, kRays> grad_loss, Out<real, kRays, kSamples> grad_w_proposal) {
-  extern __shared__ real shared[];
+  RM_SHARED(real, shared);
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
   const int fine = int(w.size[1]), bins = int(w_proposal.size[1]);

@@ -14,7 +14,7 @@ template <class T, int H, int kLayers, int kIn, bool kStaged, int kBlocks>
 __global__ void __launch_bounds__(32 * kForwardWarps, kBlocks)
     mlp_forward_kernel(Shape<H, kLayers, kIn> shape, Rows<T> x, In<real, kParams> params, int64_t activation,
                        float padding, OutRows y) {
-  extern __shared__ __align__(16) half shared[];
+  RM_SHARED(half, shared);
   Matrices<Shape<H, kLayers, kIn>, H, kStaged> matrices{shape};
   matrices.open(shared, params.data);
   __syncthreads();

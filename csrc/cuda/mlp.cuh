@@ -196,7 +196,7 @@ __device__ __forceinline__ void activate_hidden(const Sums<H / 8>& sum, Operands
       const float2 two = pair(sum[2 * k], i);
       a[k][i] = relu(pack(two.x, two.y));
     }
-    if constexpr (kKeep) store_blocks(stash + 2 * kGroup * k, H + kApart, a[k]);
+    if constexpr (kKeep) store_operand(stash + 2 * kGroup * k, H + kApart, a[k]);
   }
 }
 
@@ -214,7 +214,7 @@ __device__ __forceinline__ void activate_hidden_vjp(const Sums<H / 8>& sum, Plac
       a[k][i] = relu_vjp(h[i], pack(two.x, two.y));
       out[i] = scaled(a[k][i], share);
     }
-    if (keep) store_blocks(stash + 2 * kGroup * k, H + kApart, out);
+    if (keep) store_operand(stash + 2 * kGroup * k, H + kApart, out);
   }
 }
 

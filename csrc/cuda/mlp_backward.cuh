@@ -116,13 +116,58 @@ __device__ __forceinline__ void flush(const S& shape, int first_slot, const floa
 __device__ __forceinline__ float power(int exponent) {
   return exponent < -126 ? 0.f : __int_as_float((min(exponent, 127) + 127) << 23);
 }
-__device__ __forceinline__ int exponent_of(const float* from, int count) {
+__device__ __forceinline__ float largest_of(const float* from, int64_t count) {
   float most = 0.f;
 #pragma unroll 4
-  for (int i = lane(); i < count; i += 32) most = fmaxf(most, fabsf(__ldg(from + i)));
-  const unsigned bits = __reduce_max_sync(0xffffffffu, __float_as_uint(most));
+  for (int64_t i = lane(); i < count; i += 32) most = fmaxf(most, fabsf(__ldg(from + i)));
+  return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(most)));
+}
+__device__ __forceinline__ int exponent_of(float most) {
+  const unsigned bits = __float_as_uint(most);
   return bits >= 0x7f800000u ? 0 : min(int(bits >> 23) - 127, 126);
 }
+
+// The outputs' gradient: a row per point or, where points have shares, of `each` points in order. Kernels
+// that are never asked for shares do without (kShares): they have no register to spare.
+struct OutGrad {
+  Rows<float> rows;
+  const float* share;
+  unsigned each;
+  int64_t count;  // points
+
+  __device__ __forceinline__ const float* row_of(int64_t point) const {
+    return rows.data + int64_t{unsigned(point) / each} * rows.width;
+  }
+  __device__ __forceinline__ void prefetch_rows(int64_t base, int64_t step) const {
+    if (!share) rows.prefetch_rows(base, step);
+  }
+  template <bool kShares>
+  __device__ __forceinline__ void load(int64_t base, int group, float2 (&v)[4]) const {
+    if (!kShares || !share) return rows.load(base, group, 0.f, v);
+    const int column = 16 * group + 2 * (lane() % 4);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t point = base + lane() / 4 + i % 2 * 8;
+      const int left = point < count ? rows.width - column - i / 2 * 8 : 0;
+      const float mine = left > 0 ? share[point] : 0.f;
+      const float* at = row_of(point) + column + i / 2 * 8;
+      v[i] = {left > 0 ? mine * __ldg(at) : 0.f, left > 1 ? mine * __ldg(at + 1) : 0.f};
+    }
+  }
+  // That of the largest gradient of `there` points, or of a number that is not smaller.
+  template <bool kShares>
+  __device__ __forceinline__ int exponent(int64_t base, int there) const {
+    if (!kShares || !share || there == 0)
+      return exponent_of(largest_of(rows.data + base * rows.width, int64_t{there} * rows.width));
+    const float *first = row_of(base), *last = row_of(base + there - 1);
+    return exponent_of(largest_of(share + base, there) * largest_of(first, last + rows.width - first));
+  }
+};
+
+template <class S>
+constexpr bool kShares = true;
+template <int H, int kLayers, int kIn>
+constexpr bool kShares<Shape<H, kLayers, kIn>> = kLayers == 0 || kIn == 9;
 
 // One block per 16 points of each of its warps at a time. Every warp computes the hidden layers of its points
 // again and keeps them in the stash, walks back through the layers, and leaves each layer's gradient where
@@ -137,9 +182,9 @@ __device__ __forceinline__ int exponent_of(const float* from, int count) {
 template <class T, int H, int kLayers, int kIn, int kSlots, bool kStaged, int kBlocks, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks)
     mlp_backward_kernel(Shape<H, kLayers, kIn> shape, Rows<T> x, In<real, kParams> params, int64_t activation,
-                        float padding, Rows<float> grad_y, OutRows grad_x, float* partial, int first_slot) {
+                        float padding, OutGrad grad_y, OutRows grad_x, float* partial, int first_slot) {
   using S = Shape<H, kLayers, kIn>;
-  extern __shared__ __align__(16) half shared[];
+  RM_SHARED(half, shared);
   __shared__ int exponents[kWarps];
   Matrices<S, H, kStaged> matrices{shape};
   constexpr bool kAhead = std::is_same_v<T, half> && kLayers > 0;  // x is copied one tile ahead
@@ -205,7 +250,8 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
     if constexpr (kAhead) {
       wait_for_copies();
       __syncwarp();
-      if (base + step < x.count) x.copy(base + step, stash.x(now ^ 1) + 32 * warp * xs, xs);
+      // Rows past the end too, as zeros: what lies there meets gradients of zero, and NaN would outlive them.
+      if (base - 16 * warp + step < x.count) x.copy(base + step, stash.x(now ^ 1) + 32 * warp * xs, xs);
     } else {
       x.prefetch_rows(base, step);
     }
@@ -221,7 +267,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
         typename Rows<T>::Pair v[4];
         x.load(base, k, padding, v);
         round_square(v, in);
-        if (partial) store_blocks(my_x + 32 * k, xs, in);
+        if (partial) store_operand(my_x + 32 * k, xs, in);
       }
       forward_step<H / 8>(in, matrices[0], 0, k, sum);
     }
@@ -232,7 +278,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
     }
 
     const int there = int(max(int64_t{0}, min(int64_t{16}, x.count - base)));
-    const int mine = exponent_of(grad_y.data + base * grad_y.width, there * grad_y.width);
+    const int mine = grad_y.template exponent<kShares<S>>(base, there);
     int largest = mine;
     if (!alone) {
       if (lane() == 0) exponents[warp] = mine;
@@ -255,7 +301,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
 #pragma unroll 1
     for (int group = 0; group < shape.net.rows(last) / kGroup; ++group) {
       float2 v[4];
-      grad_y.load(base, group, 0.f, v);
+      grad_y.template load<kShares<S>>(base, group, v);
       if (activation != kLinear) {  // computed again: cheaper than reading y
         Sums<2> out;
         clear<2>(out);
@@ -276,7 +322,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks)
       backward_step<H / 8>(in, matrices[last], 0, group, sum);
 #pragma unroll
       for (int i = 0; i < 4; ++i) in[i] = scaled(in[i], share);
-      if (partial) store_blocks(my_y + 32 * group, ys, in);
+      if (partial) store_operand(my_y + 32 * group, ys, in);
     }
     meet();
     if (partial) add_outer(last, slot, stash.y(), ys, stash.hidden(last - 1), kStride);
@@ -336,12 +382,12 @@ static __global__ void __launch_bounds__(256)
 template <class T, int H, int kLayers, int kIn, int kSlots, bool kStaged, int kBlocks,
           int kWarps = kBackwardWarps>
 bool backward_with(int least, Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params,
-                   int64_t activation, double padding, In<real, kPoints, kOutputs> grad_y,
+                   int64_t activation, double padding, OutGrad grad_y,
                    Maybe<Out<real, kPoints, kChannels>> grad_x, Maybe<Out<real, kParams>> grad_params,
                    Maybe<Out<real, kEntries, kParams>> partial) {
   using S = Shape<H, kLayers, kIn>;
   const S shape{net};
-  if (!shape.fits()) return false;
+  if (!shape.fits() || (grad_y.share && !kShares<S>)) return false;
   using Kept = Stash<S, H, std::is_same_v<T, half> && (kLayers > 0)>;
   if (std::is_same_v<T, half> && kLayers && net.inputs % 2) return false;  // copies are of four bytes
   const int weights = Matrices<S, H, kStaged>{shape}.size();
@@ -361,7 +407,7 @@ bool backward_with(int least, Cuda q, Network net, In<T, kPoints, kInputs> x, In
     if (pass > 0) grad_x.data = nullptr;  // done by the first
     launch_shared("mlp_backward", mlp_backward_kernel<T, H, kLayers, kIn, kSlots, kStaged, kBlocks, kWarps>,
                   grid, 32 * warps, 2 * (weights + Kept{shape, 16 * warps}.size()), q, shape, rows_of<T>(x),
-                  params, activation, float(padding), rows_of<float>(grad_y), out_rows_of(grad_x),
+                  params, activation, float(padding), grad_y, out_rows_of(grad_x),
                   grad_params ? partial.data : nullptr, pass * kSlots);
   }
   if (grad_params)
@@ -373,7 +419,7 @@ bool backward_with(int least, Cuda q, Network net, In<T, kPoints, kInputs> x, In
 // Starts the kernel for a network; false if none fits the device. One source file for each T: they take long.
 template <class T>
 bool backward_any(Cuda q, Network net, In<T, kPoints, kInputs> x, In<real, kParams> params,
-                  int64_t activation, double padding, In<real, kPoints, kOutputs> grad_y,
+                  int64_t activation, double padding, OutGrad grad_y,
                   Maybe<Out<real, kPoints, kChannels>> grad_x, Maybe<Out<real, kParams>> grad_params,
                   Maybe<Out<real, kEntries, kParams>> partial) {
   const auto start = [&](auto with, int least) {

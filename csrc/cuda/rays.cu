@@ -76,7 +76,7 @@ constexpr size_t kMostRows = size_t{96} << 10;  // bytes of shared memory, for 2
 __global__ void __launch_bounds__(32 * kSumWarps)
     rays_backward_kernel(Views v, Gradients g, bool to_adjustment, bool shared, bool by_four,
                          Out<real, kCameras, 3, 4> grad) {
-  extern __shared__ real rows[];
+  RM_SHARED(real, rows);
   const int cameras = int(grad.size[0]);
   real* mine = rows + (threadIdx.x / 32) * cameras * kRow;
   for (int i = threadIdx.x; shared && i < kSumWarps * cameras * kRow; i += blockDim.x) rows[i] = 0;

@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kThreads)
                     int64_t spacing, int64_t jitter, int64_t stream, real padding, int64_t norm,
                     Out<real, kRays, kFine> w, Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new,
                     Maybe<Out<real, kRays, kSamples, 3>> y_new) {
-  extern __shared__ real shared[];
+  RM_SHARED(real, shared);
   __shared__ real tiles[kWarpsPerBlock][96];
   const int64_t ray = warp();
   const int bins = int(w.size[1]), edges = int(s_new.size[1]);
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kThreads)
                              In<real, kRays, kSamples> w, In<real, kRays, kFineEdges> s_fine,
                              In<real, kRays, kFine> w_fine, In<real, 1> grad,
                              Out<real, kPoints, kChannels> grad_h) {
-  extern __shared__ real shared[];
+  RM_SHARED(real, shared);
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
   const int fine = int(w_fine.size[1]), bins = int(w.size[1]), channels = int(grad_h.size[1]);

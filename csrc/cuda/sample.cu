@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
                       In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
                       Out<real, kRays, kEdges> s_new, Out<real, kRays, kEdges> t_new, int64_t spacing,
                       int64_t jitter, int64_t stream, real padding) {
-  extern __shared__ __align__(16) real shared[];
+  RM_SHARED(real, shared);
   const int64_t ray = warp();
   const int bins = int(weights.size[1]), edges = int(s_new.size[1]);
   if (ray >= weights.size[0]) return;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
   const Interval ends = warped_interval(spacing, near.data[ray], far.data[ray]);
   const uint64_t key = jitter ? random_key(counter.data[0], counter.data[1], stream) : 0;
   const real total = cumulative_mass(weights.data + ray * bins, bins, exponent, padding, upto);
-  if (kStaged) wait_for_copies();
+  if (kStaged) wait_for_row();
   drawn_edges(ray, kStaged ? upto + bins : e, total, bins, upto, edges, spacing, ends, jitter, key,
               s_new.data + ray * edges, t_new.data + ray * edges);
 }

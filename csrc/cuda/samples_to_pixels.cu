@@ -166,7 +166,7 @@ __device__ __forceinline__ void run_colour(const Block& block, const char* direc
     relu_into(sum, a);
     const uint4 b = block.matrix[kColour2 + j * 32 + lane()];
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) mma_half(rgb.at[m][0], a.at[m], b.x, b.y);
+    for (int m = 0; m < kRowTiles; ++m) mma(rgb.at[m][0], a.at[m], b.x, b.y);
   }
   if (t < 2)
 #pragma unroll
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                              real stop, Out<real, kRays, 3> rgb_out, Out<real, kRays> opacity_out,
                              Out<real, kRays> depth_out, Out<real, kRays> expected_out,
                              Maybe<Out<real, kRays, kSamples>> w_out) {
-  extern __shared__ __align__(16) char shared[];
+  RM_SHARED(char, shared);
   Block& block = *reinterpret_cast<Block*>(shared);
   stage_networks(block, nets, params.data, code);
   Own& own = block.own[threadIdx.x / 32];

@@ -38,76 +38,30 @@ __device__ __forceinline__ uint32_t relu_vjp(uint32_t y, uint32_t g) {
   return g & ~__hle2_mask(unpack(y), __half2half2(__ushort_as_half(0)));
 }
 
-__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Shared memory is addressed by bytes in 32 bits, and rows by their distance in halves: then whatever the
-// compiler knows of a place ends up in the instruction.
-using Place = unsigned;
-__device__ __forceinline__ Place place_of(const void* shared) {
-  return Place(__cvta_generic_to_shared(shared));
-}
-
-// Where this lane's row of the four blocks of a 16 x 16 square begins: blocks go down first (0), or along
-// (1).
+// Rows are counted by their distance in halves, so that whatever the compiler knows of a place ends up in
+// the instruction. Where this lane's row of the four blocks of a 16 x 16 square begins: blocks go down first
+// (0), or along (1).
 __device__ __forceinline__ Place corner(int order, int stride) {
   const int i = lane(), low = i / 8 % 2 * 8, high = i / 16 * 8;
   return 2 * (order == 0 ? (low + i % 8) * stride + high : (high + i % 8) * stride + low);
 }
 
-// Four 8 x 8 blocks of halves; the eight lanes 8i .. 8i + 7 say where the rows of block i are.
-__device__ __forceinline__ void load_blocks(Place row, uint32_t (&b)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-               : "r"(row)
-               : "memory");
-}
-// The same, every block transposed.
-__device__ __forceinline__ void load_turned(Place row, uint32_t (&b)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-               : "r"(row)
-               : "memory");
-}
-
 // Operand a of one group, as load_blocks reads it at corner 0 of the square.
-__device__ __forceinline__ void store_blocks(Place square, int stride, const uint32_t (&a)[4]) {
+__device__ __forceinline__ void store_operand(Place square, int stride, const uint32_t (&a)[4]) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(square + corner(0, stride)),
-      "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
-      : "memory");
+  store_blocks(square + corner(0, stride), a);
 #else
   const Place at = square + 2 * (lane() / 4 * stride + 2 * (lane() % 4));
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at + 2 * (i % 2 * 8 * stride + i / 2 * 8)), "r"(a[i])
-                 : "memory");
+  for (int i = 0; i < 4; ++i) store_word(at + 2 * (i % 2 * 8 * stride + i / 2 * 8), a[i]);
 #endif
 }
-
-// Copies that pass the registers by. Bytes past `valid` are zeroed; `from` must be readable even so.
-template <int kBytes>
-__device__ __forceinline__ void copy_async(Place to, const void* from, bool valid) {
-  const int size = valid ? kBytes : 0;
-  if constexpr (kBytes == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(from), "r"(size), "n"(kBytes)
-                 : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Asks for the cache lines of a contiguous run, on behalf of a warp that will read it soon.
 template <class T>
 __device__ __forceinline__ void prefetch(const T* from, int count) {
 #pragma unroll 1
-  for (int i = 128 / sizeof(T) * lane(); i < count; i += 128 / sizeof(T) * 32)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from + i));
+  for (int i = 128 / sizeof(T) * lane(); i < count; i += 128 / sizeof(T) * 32) prefetch_line(from + i);
 }
 
 constexpr int kApart = 8;  // halves between rows beyond a multiple of 16: eight rows meet no bank twice
@@ -134,7 +88,7 @@ struct Unstaged {
 
   __device__ __forceinline__ float one(int row, int column) const {
     int at = row < rows && column < columns ? row * columns + column : -1;
-    asm volatile("" : "+r"(at));  // keeps the order: or the compiler fetches whole columns ahead, and spills
+    pin(at);
     return at >= 0 ? __ldg(weights + at) : 0.f;
   }
   __device__ __forceinline__ void along(int row, int column, uint32_t (&b)[4]) const {

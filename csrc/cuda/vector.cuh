@@ -67,14 +67,9 @@ template <int N>
 __device__ __forceinline__ void add_vector(const real (&value)[N], real* to) {
   if constexpr (kVectorAdds && N % 4 == 0) {
 #pragma unroll
-    for (int n = 0; n < N; n += 4)
-      asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to + n)),
-                   "f"(value[n]), "f"(value[n + 1]), "f"(value[n + 2]), "f"(value[n + 3])
-                   : "memory");
+    for (int n = 0; n < N; n += 4) add_four(to + n, value[n], value[n + 1], value[n + 2], value[n + 3]);
   } else if constexpr (kVectorAdds && N == 2) {
-    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(value[0]),
-                 "f"(value[1])
-                 : "memory");
+    add_two(to, value[0], value[1]);
   } else {
 #pragma unroll
     for (int n = 0; n < N; ++n) atomicAdd(to + n, value[n]);

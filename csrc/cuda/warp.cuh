@@ -92,20 +92,10 @@ __device__ __forceinline__ int64_t last_chunk(int64_t samples) { return (samples
 
 // Starts copying a row of numbers to shared memory, by one warp; there once the warp has waited.
 __device__ __forceinline__ void copy_ahead(const real* from, int count, real* to) {
-  for (int i = lane(); i < count; i += 32) {
-#if defined(__CUDA_ARCH__)
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(unsigned(__cvta_generic_to_shared(to + i))),
-                 "l"(from + i)
-                 : "memory");
-#else
-    to[i] = from[i];
-#endif
-  }
+  for (int i = lane(); i < count; i += 32) copy_async<4>(place_of(to + i), from + i, true);
 }
-__device__ __forceinline__ void wait_for_copies() {
-#if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
+__device__ __forceinline__ void wait_for_row() {
+  wait_for_copies();
   __syncwarp();
 }
 

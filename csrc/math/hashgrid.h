@@ -100,6 +100,18 @@ inline Grid make_grid(const GridSettings& s) {
   return grid;
 }
 
+// One row per level: resolution, scale, entries, offset. Returns what is wrong with the settings, or null.
+inline const char* write_layout(const GridSettings& s, double* rows) {
+  if (const char* problem = grid_problem(s)) return problem;
+  const Grid grid = make_grid(s);
+  for (int l = 0; l < grid.levels; ++l, rows += 4) {
+    const Level& level = grid.level[l];
+    rows[0] = level.resolution, rows[1] = level.scale, rows[2] = level.entries,
+    rows[3] = double(level.offset);
+  }
+  return nullptr;
+}
+
 // What is wrong with a table of that many entries and features and rows of that many columns, or null.
 inline const char* grid_problem(const Grid& grid, int64_t entries, int64_t features, int64_t outputs) {
   if (entries != grid.entries) return "the table must have as many entries as table_layout says";

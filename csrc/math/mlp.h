@@ -32,4 +32,11 @@ inline const char* problem(int64_t inputs, int64_t hidden, int64_t layers, int64
   return parameters == net.parameters() ? nullptr : "params has not as many numbers as the widths ask for";
 }
 
+// How many points in order share a row of the outputs' gradient, each with a share of its own; without shares
+// every point has a row. 0 where that does not work out.
+inline int64_t points_of_row(int64_t points, int64_t rows, bool shared) {
+  if (!shared) return points == rows;
+  return rows > 0 && points % rows == 0 ? points / rows : points == 0;
+}
+
 }  // namespace raymarch

@@ -120,10 +120,17 @@ class FieldToPixels:
         counter: Tensor | None,
         found: Gradients,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of density, colours, hidden vectors, predicted normals and directions."""
+        """Gradients of density, colours, hidden vectors, predicted normals and directions.
+
+        Those of hidden vectors are of every sample [R, S, H], or where they leave the density alone of every
+        ray [R, H]: a sample's is its weight times that.
+        """
         last = rays.last
         count, samples = last.t.shape[0], last.t.shape[1] - 1
-        hidden = None if at.hidden is None else at.hidden.view(count, samples, at.hidden.shape[-1])
+        alone = self.config.fields.feature.detach_weights  # hidden vectors then want nothing but weights
+        hidden = None
+        if at.hidden is not None and not alone:
+            hidden = at.hidden.view(count, samples, at.hidden.shape[-1])
         rows, scales = weighing.pixel_rows, weighing.scales
         hidden_scale = None
         if seen.grad_layer is not None:
@@ -138,14 +145,16 @@ class FieldToPixels:
         grad_sigma, grad_rgb, grad_hidden, grad_predicted, grad_directions = field_to_pixels_backward(
             at.sigma.view(count, samples), last.s, last.t, at.rgb.view(count, samples, 3), hidden, at.normals,
             directions, pixels.rgb, counter, self._background(pixels), COLOUR_STREAM,
-            self.config.losses.gradient_scaling, self.config.fields.feature.detach_weights, seen.w,
-            seen.colour, seen.opacity, scales[:rows], seen.grad_hidden, hidden_scale, to_predicted,
-            to_directions,
+            self.config.losses.gradient_scaling, alone, seen.w, seen.colour, seen.opacity, scales[:rows],
+            seen.grad_hidden if hidden is not None else None, hidden_scale, to_predicted, to_directions,
         )  # fmt: skip
+        if at.hidden is not None and alone:  # a row per ray, of which each sample has its weight's share
+            assert seen.grad_hidden is not None and hidden_scale is not None
+            grad_hidden = seen.grad_hidden.sum(0) * hidden_scale
         return (
             grad_sigma,
             grad_rgb,
-            grad_hidden if hidden is not None else None,
+            grad_hidden if at.hidden is not None else None,
             grad_predicted if to_predicted else None,
             grad_directions if to_directions else None,
         )

@@ -45,6 +45,7 @@ class PosesConfig:
     through_directions: bool = True  # so does what colour makes of the viewing direction
 
 
+MOST_AS_MATRIX = 128  # cameras whose coordinates and gauge are applied as one matrix
 FINEST = 32.0  # log2 of a resolution beyond every grid
 
 
@@ -101,11 +102,43 @@ class Poses(nn.Module):
         fixes = refines and config.gauge == "similarity" and mask is None  # frozen cameras hold the others
         for name in ("along", "across"):
             self.register_buffer(name, torch.zeros(cameras, 6, 7) if fixes else None)
+        self._matrix: Tensor | None = None  # of `linear`, where there are few cameras
+
+    @torch.no_grad()
+    def _keep_matrix(self, device: torch.device) -> None:
+        """Make the matrix of `linear` [6 C, 6 C], or make it again in its place, which CUDA graphs read."""
+        numbers = 6 * self.cameras
+        made = torch.eye(numbers, dtype=torch.float64, device=device)
+        if self.whitening is not None:
+            made = torch.block_diag(*self.whitening.to(device, torch.float64))
+        if self.along is not None and self.across is not None:
+            along, across = (x.to(device, torch.float64).view(numbers, 7) for x in (self.along, self.across))
+            made = made - along @ (across.T @ made)
+        if self._matrix is None or self._matrix.device != device:
+            self._matrix = made.float()
+        else:
+            self._matrix.copy_(made)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self._matrix is not None:
+            self._keep_matrix(self._matrix.device)
+
+    def _matrix_on(self, device: torch.device) -> Tensor | None:
+        """The matrix of `linear`, where it is small and not the identity: two launches instead of seven."""
+        if self.cameras > MOST_AS_MATRIX or (self.whitening is None and self.along is None):
+            return None
+        if self._matrix is None or self._matrix.device != device:
+            self._keep_matrix(device)
+        return self._matrix
 
     def linear(self, numbers: Tensor) -> Tensor:
         """What `adjustment` [C, 6] means: coordinates and gauge taken out, frozen cameras not yet."""
+        # Sums and not matrix products, which autocast and TF32 may round.
+        if (matrix := self._matrix_on(numbers.device)) is not None and numbers.dtype == torch.float32:
+            return (matrix * numbers.reshape(1, -1)).sum(1).view(-1, 6)
         xi = numbers
-        if self.whitening is not None:  # sums and not a matrix product, which autocast and TF32 may round
+        if self.whitening is not None:
             xi = (self.whitening * xi[:, None, :]).sum(-1)
         if self.along is not None and self.across is not None:
             xi = without(xi, self.along, self.across)
@@ -113,6 +146,8 @@ class Poses(nn.Module):
 
     def linear_backward(self, grad: Tensor) -> Tensor:
         """The gradient of `adjustment` [C, 6] from that of `linear`."""
+        if (matrix := self._matrix_on(grad.device)) is not None and grad.dtype == torch.float32:
+            return (matrix * grad.reshape(-1, 1)).sum(0).view(-1, 6)
         if self.along is not None and self.across is not None:
             grad = without(grad, self.across, self.along)
         return grad if self.whitening is None else (self.whitening * grad[:, :, None]).sum(1)
@@ -148,6 +183,8 @@ class Poses(nn.Module):
                 (self.along, self.across), gauge(cameras.camera_to_worlds, self.config.compose), strict=True
             ):
                 mine.copy_(found)
+        if self._matrix is not None:
+            self._keep_matrix(self._matrix.device)
 
     def forward(self, cameras: Tensor | None = None) -> Tensor | None:
         """Adjustments [C, 3, 4], or those of the cameras asked for, by id. None where the mode is off."""

@@ -47,6 +47,7 @@ class RaySamples:
     origins: Tensor
     directions: Tensor
     levels: tuple[Level, ...]
+    xi: Tensor | None  # [C, 6], what the adjustments are made of
     adjustment: Tensor | None  # [C, 3, 4]
     penalty: Tensor | None  # [1]
     distortion: Tensor  # of the lenses, as rays were cast
@@ -118,7 +119,8 @@ class RaysToSamples:
             kept = (encoded, h) if update else (None, None)
             levels.append(Level(level.s, level.t, level.y, kept[0], kept[1], w))
             level = Level(s, t, y_new)
-        return RaySamples(rayed.origins, rayed.directions, (*levels, level), adjustment, penalty, distortion)
+        samples = (*levels, level)
+        return RaySamples(rayed.origins, rayed.directions, samples, xi, adjustment, penalty, distortion)
 
     def _six_numbers(self) -> Tensor | None:
         """Translations and rotation vectors [C, 6], out of the coordinates they are refined in."""
@@ -171,7 +173,7 @@ class RaysToSamples:
         found: Gradients,
     ) -> None:
         """Gradients of poses from those of unit positions, grads_y at edges t, and of rays, more_* [R, 3]."""
-        numbers, xi = self.model.poses.adjustment, self._six_numbers()
+        numbers, xi = self.model.poses.adjustment, rays.xi
         if numbers is None or xi is None or rays.adjustment is None:
             return
         norm = norm_code(self.config.fields.norm, "rays_to_samples")

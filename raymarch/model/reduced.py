@@ -39,7 +39,7 @@ COSTLY_RAYS = 1 << 16  # of which normals and features are made at once; colours
 @dataclass(frozen=True)
 class ReducedConfig:
     samples: int = 32  # per ray
-    steps: int = 256  # of the march that places them
+    steps: int = 192  # of the march that places them
     padding: float = 0.5  # of a ray's mass 1: spread evenly over the steps, so that no place is out of reach
     resolution: int = 256  # of the baked grid, cells along an axis
     stop: float = 6.9  # optical thickness behind which nothing is looked at: 0.1 % of the light is left

@@ -120,6 +120,7 @@ class SamplesToField:
         pixels: Pixels,
         rays: RaySamples,
         at: SampledField,
+        w: Tensor,
         grad_sigma: Tensor,
         grad_rgb: Tensor,
         grad_hidden: Tensor | None,
@@ -127,7 +128,10 @@ class SamplesToField:
         more_directions: Tensor | None,
         found: Gradients,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of fields; returns those of unit positions [P, 3], origins and directions [R, 3]."""
+        """Gradients of fields; returns those of unit positions [P, 3], origins and directions [R, 3].
+
+        w [R, S]: the samples' weights.
+        """
         radiance, feature = self.model.fields.radiance, self.model.fields.feature
         y, config = rays.last.y.view(-1, 3), radiance.config
         refines = rays.adjustment is not None
@@ -136,7 +140,7 @@ class SamplesToField:
         if feature is not None:
             assert grad_hidden is not None
             with self._side.begun():
-                more_y = self._feature_backward(y, at, grad_hidden, refines, found)
+                more_y = self._feature_backward(y, at, grad_hidden, w, refines, found)
         grad_inputs, found.of[radiance.colour.params] = radiance.colour.gradients(
             at.inputs, at.rgb, grad_rgb.view(-1, 3)
         )
@@ -171,7 +175,7 @@ class SamplesToField:
         return grad_y, to_origins, to_directions if turns else more_directions
 
     def _feature_backward(
-        self, y: Tensor, at: SampledField, grad_hidden: Tensor, refines: bool, found: Gradients
+        self, y: Tensor, at: SampledField, grad_hidden: Tensor, w: Tensor, refines: bool, found: Gradients
     ) -> Tensor | None:
         feature = self._feature()
         to_positions = refines and not feature.config.detach_positions
@@ -179,7 +183,10 @@ class SamplesToField:
         grid_columns = feature.grid.outputs if feature.grid is not None else 0
         columns = None if to_positions else grid_columns  # of waves only positions want to know
         flat = grad_hidden.view(-1, grad_hidden.shape[-1])
-        grad, found.of[feature.trunk.params] = feature.trunk.gradients(at.features, at.hidden, flat, columns)
+        share = w.view(-1) if feature.config.detach_weights else None
+        grad, found.of[feature.trunk.params] = feature.trunk.gradients(
+            at.features, at.hidden, flat, columns, share=share
+        )
         if feature.grid is not None:
             feature.grid.add_gradient(y, grad, sum_for(feature.grid.table, found))
         if not to_positions:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+SPREADS = 4.0  # of the errors' logarithms, by which a camera must stand out
 MEMORY = 0.98  # of a camera's error, from one step that drew its rays to the next
 
 
 class Trust(nn.Module):
     """Running colour errors of `cameras` cameras, and weights that take hopeless ones out of the map.
 
-    A camera whose mean squared error is above `factor` times the median weighs (factor * median / error)^2,
-    the others 1. A camera that is wildly wrong then no longer paints over what the others agree on; its own
-    pose goes on looking for its place, since the optimiser of poses does not feel the scale of a gradient.
-    All on the device, without a wait.
+    A camera is distrusted whose mean squared error is above `factor` times the median and stands out from the
+    others: by SPREADS times the spread of the errors' logarithms (their median absolute deviation, as that of
+    a normal distribution), since photos that show more are fitted worse. It weighs (limit / error)^4, the
+    others 1. A camera that is wildly wrong then no longer paints over what the others agree on; its own pose
+    goes on looking for its place, since the optimiser of poses does not feel the scale of a gradient. All on
+    the device, without a wait.
     """
 
     error: Tensor
@@ -46,12 +49,19 @@ class Trust(nn.Module):
         middle = error.sort().values[len(error) // 2]
         return torch.where((self.seen > 0) & (middle > 0), error / middle.clamp_min(1e-30), 1.0)
 
+    def limit(self, ratio: Tensor) -> Tensor:
+        """The largest ratio [] of a camera that is trusted, from the ratios [C] of all."""
+        off = ratio.clamp_min(1e-12).log().abs()
+        spread = 1.4826 * off.sort().values[len(off) // 2]
+        return (SPREADS * spread).exp().clamp_min(self.factor)
+
     def weights(self) -> Tensor:
         """How much each camera's rays count [C]."""
-        return (self.factor / self.ratio().clamp_min(1e-12)).clamp_max(1).square()
+        ratio = self.ratio()
+        return (self.limit(ratio) / ratio.clamp_min(1e-12)).clamp_max(1) ** 4
 
     def suspects(self) -> list[tuple[int, float]]:
         """Cameras that are distrusted, worst first: (id, error over the median). Waits for the device."""
         ratio = self.ratio().cpu()
-        order = ratio.argsort(descending=True).tolist()
-        return [(i, float(ratio[i])) for i in order if ratio[i] > self.factor]
+        order, limit = ratio.argsort(descending=True).tolist(), float(self.limit(ratio))
+        return [(i, float(ratio[i])) for i in order if ratio[i] > limit]

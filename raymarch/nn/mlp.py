@@ -74,17 +74,23 @@ class MLP(nn.Module):
         return mlp_forward(x, self.params.detach(), *how)
 
     def gradients(
-        self, x: Tensor, y: Tensor, grad_y: Tensor, columns: int | None = None, need_params: bool = True
+        self,
+        x: Tensor,
+        y: Tensor,
+        grad_y: Tensor,
+        columns: int | None = None,
+        need_params: bool = True,
+        share: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gradients of x [P, inputs] and params from grad_y, y = run(x); empty where not needed.
 
-        `columns`: of the first so many columns of x alone.
+        `columns`: of the first so many columns of x alone. `share` [P]: see `mlp_gradients`.
         """
         code = activation_index("MLP", self.output_activation)
         how = (self.hidden, self.layers, code, self.padding)
         seen = y if code else None
         wanted = x.shape[1] if columns is None else columns
-        return mlp_gradients(x, self.params.detach(), *how, seen, grad_y, wanted, need_params)
+        return mlp_gradients(x, self.params.detach(), *how, seen, grad_y, wanted, need_params, share)
 
     def input_gradient(self, x: Tensor, grad_y: Tensor) -> Tensor:
         """The gradient of x for a gradient of the outputs, without autograd and without a graph."""

@@ -20,6 +20,11 @@ except ImportError:
 _library = torch.library.Library("raymarch", "DEF")
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether x meets the GPU's kernels: it lies on one, or this core emulates them (csrc/emulator)."""
+    return x.is_cuda or (_C.emulated and x.dtype is not torch.float64)
+
+
 def launch(kernel: str, *args) -> None:
     """Run a native kernel on real tensors. Tracing asks only for shapes, so fakes do nothing.
 

@@ -2,12 +2,14 @@
 
 from torch import Tensor
 
+from raymarch.ops._op import on_gpu
+
 
 def vectorisable(x: Tensor) -> Tensor:
     """x itself, or a copy where it is a view on CUDA that starts between multiples of 16 bytes.
 
     torch's own allocations start at such multiples, so the copy is rare; it costs no synchronisation.
     """
-    if x.is_cuda and x.storage_offset() * x.element_size() % 16:
+    if on_gpu(x) and x.storage_offset() * x.element_size() % 16:
         return x.clone()
     return x

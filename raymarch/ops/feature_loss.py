@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from raymarch.ops._op import launch, op
+from raymarch.ops._op import launch, on_gpu, op
 from raymarch.ops.samples_to_field import add_rows
 
 FEATURE_PART = 128  # features of a part, in whose losses and gradients to hidden `feature_loss` splits
@@ -12,13 +12,13 @@ FEATURE_GROUPS = 43  # and the most parts of rays, for the gradient to the layer
 
 def feature_parts(hidden: Tensor, layer: Tensor) -> int:
     """Rows of losses that `feature_loss_into` writes."""
-    return -(-layer.shape[0] // FEATURE_PART) if hidden.is_cuda else 1
+    return -(-layer.shape[0] // FEATURE_PART) if on_gpu(hidden) else 1
 
 
 def feature_loss_into(losses: Tensor, hidden: Tensor, layer: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """`feature_loss_forward` whose squared errors are written into losses [feature_parts(..), R]."""
     (rays, width), outputs = hidden.shape, layer.shape[0]
-    groups = max(1, min(FEATURE_GROUPS, -(-rays // 32))) if hidden.is_cuda else 1
+    groups = max(1, min(FEATURE_GROUPS, -(-rays // 32))) if on_gpu(hidden) else 1
     grad_hidden = hidden.new_empty(losses.shape[0], rays, width)
     grad_layer = hidden.new_empty(groups, outputs, width)
     launch("feature_loss", hidden, layer, target, losses, grad_hidden, grad_layer)

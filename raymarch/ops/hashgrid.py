@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from raymarch import _C
-from raymarch.ops._op import differentiable, launch, op
+from raymarch.ops._op import differentiable, launch, on_gpu, op
 from raymarch.ops._vector import vectorisable
 
 INTERPOLATIONS = ("linear", "smoothstep")
@@ -76,7 +76,7 @@ def hashgrid_forward(
 
 def _entries_aligned(grad_y: Tensor, levels: int, features: int) -> Tensor:
     """grad_y, or a copy of the grid's columns where wider rows would put entries between vectors on CUDA."""
-    if grad_y.is_cuda and grad_y.shape[1] % min(4, features):
+    if on_gpu(grad_y) and grad_y.shape[1] % min(4, features):
         grad_y = grad_y[:, : levels * features].contiguous()
     return vectorisable(grad_y)
 
@@ -109,7 +109,7 @@ def add_table_gradient(
     """
     # Integer sums have no order; one more number holds the largest gradient, which sets their scale.
     exact = None
-    if deterministic and x.is_cuda:
+    if deterministic and on_gpu(x):
         exact = torch.zeros(grad_table.numel() + 1, dtype=torch.int64, device=x.device)
     grad_y = _entries_aligned(grad_y, settings[0], grad_table.shape[1])
     launch("hashgrid_backward", x, *settings, grad_y, exact, grad_table)

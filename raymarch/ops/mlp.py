@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, empty, empty_like
 
-from raymarch.ops._op import differentiable, launch, op
+from raymarch.ops._op import differentiable, launch, on_gpu, op
 
 ACTIVATIONS = ("none", "sigmoid", "relu")  # in the order of math/activation.h
 WIDTHS = tuple(range(16, 129, 16))
@@ -89,17 +89,22 @@ def mlp_gradients(
     grad_y: Tensor,
     columns: int,
     need_params: bool,
+    share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`mlp_backward` with the gradient of the first `columns` columns of x alone; 0 for none."""
+    """`mlp_backward` with the gradient of the first `columns` columns of x alone; 0 for none.
+
+    With share [P] the gradient of point p's outputs is share[p] times the row of grad_y [R, outputs] that
+    P / R points in order have in common.
+    """
     grad_x = empty((x.shape[0], columns) if columns else (0,), dtype=params.dtype, device=x.device)
     grad_params = empty_like(params) if need_params else params.new_empty(0)
     partial = None
-    if need_params and x.device.type == "cuda":
+    if need_params and on_gpu(x):
         rows = max(16, min(_ROWS, _PARTIAL_NUMBERS // params.shape[0]))
         partial = empty((rows, params.shape[0]), dtype=params.dtype, device=x.device)
     launch(
         "mlp_backward",
-        *(x, params, hidden, layers, activation, padding, y, grad_y),
+        *(x, params, hidden, layers, activation, padding, y, grad_y, share),
         grad_x if columns else None,
         grad_params if need_params else None,
         partial,

@@ -7,7 +7,7 @@ parts of the fused stage `raymarch.model.samples_to_field`.
 import torch
 from torch import Tensor, empty_like
 
-from raymarch.ops._op import differentiable, launch, op
+from raymarch.ops._op import differentiable, launch, on_gpu, op
 from raymarch.ops.contract import norm_code
 from raymarch.ops.harmonics import LAYOUTS, SIGNS
 
@@ -78,7 +78,7 @@ def add_radiance_gradients(
     grad_codes: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """`radiance_inputs_backward`, adding what rays say about codes to grad_codes [C, A] in place."""
-    if grad_codes.is_cuda and torch.are_deterministic_algorithms_enabled():
+    if on_gpu(grad_codes) and torch.are_deterministic_algorithms_enabled():
         found = radiance_inputs_backward(
             h, y, scale, directions, signs, camera, grad_codes.shape[1], grad_sigma, grad_x, more_h, column,
             more_directions,
@@ -217,7 +217,7 @@ def normal_head_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`normal_head_backward` whose gradients of weight and bias are views of one array."""
     grad_z = empty_like(z)
-    partial = z.new_empty(HEAD_PARTS if z.is_cuda else 1, weight.numel() + 3)
+    partial = z.new_empty(HEAD_PARTS if on_gpu(z) else 1, weight.numel() + 3)
     launch("normal_head_backward", z, weight, bias, grad_n, grad_z, partial)
     summed = add_rows(partial, None)
     return grad_z, summed[: weight.numel()].view(weight.shape), summed[weight.numel() :]
