@@ -26,7 +26,12 @@ SECTIONS = (
     "ceilings", "ops", "checks", "steps", "frames", "memory", "overhead", "build", "scaling", "peers",
 )  # fmt: skip
 LESS_IS_BETTER = ("_us", "_ms", "_s", "_gb", "_mb", "_kb", "_bytes")
-MORE_IS_BETTER = ("copy_gbs", "matmul_tflops")  # other rates only repeat what the times say
+MORE_IS_BETTER = (
+    "copy_gbs",
+    "matmul_tflops",
+    "matmul_tf32_tflops",
+    "fp32_tflops",
+)  # other rates only repeat what the times say
 WHOLE_NAMES = ("ms", "us", "kernels", "syncs", "launches")
 EXACT = ("_gb", "_mb", "_kb", "_bytes", "kernels", "syncs", "launches")  # the same in every repeat
 NOT_MEASURED = ("floor_us", "first_ms")  # a bound; a frame that also captures a graph

@@ -76,6 +76,7 @@ def counted(body) -> tuple[Work, list[str]]:
 
 # Rows that state something else than what their op touches, and why.
 OTHERWISE = {
+    "density": "counts the 32 bytes that memory moves for one column of a wide row",
     "march": "leaves lookups in the baked grid out",
     "samples_to_density": "leaves lookups out",
     "samples_to_pixels": "leaves lookups out",

@@ -20,7 +20,9 @@ class Case:
     oracle: Callable
     inputs: Callable[[int], tuple[Any, ...]]
     bytes_per_ray: float  # what the op cannot avoid moving: each input read once, each output written once
-    flops_per_ray: float = 0
+    flops_per_ray: float = 0  # matrix products
+    tf32: bool = False  # its products take float32 for TF32 on CUDA
+    scalar_flops_per_ray: float = 0  # the least that the formula needs besides; a multiply-add is two
     differentiable: tuple[int, ...] = ()  # which arguments get gradients
     tolerance: float = 1e-6  # of ||got - want|| / ||want||, per output
     gradient_tolerance: float = 1e-5
@@ -29,6 +31,7 @@ class Case:
     gradcheck: bool = True  # False only where the double build has no such op; say why beside the row
     gathers: bool = False  # it looks numbers up in a table, at places that its inputs choose
     bench_rays: int = 65536
+    timed: Callable | None = None  # what the benchmark calls where `op` does more than the op
 
 
 def several(outputs: Any) -> tuple[Tensor, ...]:

@@ -34,6 +34,10 @@ def _inputs(n: int, turned: bool) -> tuple[Tensor, ...]:
 
 
 CASES = {
-    "near_far": Case(_hits, _slabs, lambda n: _inputs(n, False), bytes_per_ray=32, tolerance=5e-6),
-    "near_far_turned": Case(_hits, _slabs, lambda n: _inputs(n, True), bytes_per_ray=32, tolerance=5e-6),
+    "near_far": Case(
+        _hits, _slabs, lambda n: _inputs(n, False), bytes_per_ray=32, tolerance=5e-6, timed=near_far
+    ),
+    "near_far_turned": Case(
+        _hits, _slabs, lambda n: _inputs(n, True), bytes_per_ray=32, tolerance=5e-6, timed=near_far
+    ),
 }

@@ -19,6 +19,7 @@ CASES = {
         lambda n: (torch.randn(n, 64), 0.2 * torch.randn(300, 64), torch.randn(n, 300)),
         bytes_per_ray=4 * (64 + 300 + 64),
         flops_per_ray=6 * 64 * 300,
+        tf32=True,
         differentiable=(0, 1),
         cuda_tolerance=1e-3,
         cuda_gradient_tolerance=1e-3,

@@ -57,6 +57,7 @@ def _network(inputs, hidden, layers, outputs, output_activation="none", padding=
         arguments,
         bytes_per_ray=4 * (inputs + outputs),
         flops_per_ray=2 * parameters(inputs, hidden, layers, outputs),
+        tf32=True,
         differentiable=(0, 1),
         gradient_tolerance=2e-5,
         cuda_tolerance=1e-3,
@@ -82,7 +83,7 @@ CASES = {
         density,
         _density,
         lambda n: (2 * torch.randn(n, 16), torch.rand(n, 3) * (torch.rand(n, 1) < 0.8), 0.01),
-        bytes_per_ray=20,
+        bytes_per_ray=32 + 12 + 4,  # of a row of h one number is read, and memory moves 32 bytes for it
         differentiable=(0,),
         bench_rays=196608,
     ),

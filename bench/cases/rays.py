@@ -14,6 +14,18 @@ from raymarch.types import LENSES
 
 CAMERAS = 2 * len(LENSES)
 
+# Arithmetic of math/camera.h, a multiply-add counted as two, a division or a root as eight, a sine and its
+# cosine as 28. One of Newton's steps is a distortion with its Jacobian and a solution of two equations; a
+# pixel takes five of them, its two neighbours, wanted for the area, three each. A third of LENSES needs
+# them, FISHEYE624 for its angle from scratch each time.
+_STEP, _STEP624, _ANGLE624 = 67 + 30, 50 + 30, 40 + 30
+_PLANE = 11 * _STEP  # perspective and fisheye
+_FISHEYE624 = 11 * _STEP624 + 15 * _ANGLE624 + 3 * 60
+_PANORAMA = 3 * (2 * 28 + 10)
+_LOCAL = (2 * _PLANE + 3 * 60 + _FISHEYE624 + 5 * _PANORAMA) / len(LENSES)
+_AREA, _POSE = 3 * 26 + 31, 45 + 18 + 30 + 24
+SCALAR_FLOPS = _LOCAL + _AREA + _POSE
+
 
 def _opencv(p: Tensor, k: Tensor) -> Tensor:
     x, y = p.unbind(-1)
@@ -167,6 +179,7 @@ CASES = {
         _oracle_without_area,
         lambda n: inputs(n, "camera"),
         bytes_per_ray=49,
+        scalar_flops_per_ray=SCALAR_FLOPS,
         differentiable=(2, 6),
     ),
     "rays_world": Case(
@@ -174,6 +187,7 @@ CASES = {
         _oracle_without_area,
         lambda n: inputs(n, "world"),
         bytes_per_ray=49,
+        scalar_flops_per_ray=SCALAR_FLOPS,
         differentiable=(2, 6),
     ),
     "rays_unadjusted": Case(
@@ -181,6 +195,7 @@ CASES = {
         _oracle_without_area,
         lambda n: inputs(n, "camera", adjusted=False),
         bytes_per_ray=49,
+        scalar_flops_per_ray=SCALAR_FLOPS,
         differentiable=(2,),
     ),
     "rays_lens": Case(
@@ -196,6 +211,7 @@ CASES = {
         _oracle_area,
         lambda n: inputs(n, "camera"),
         bytes_per_ray=49,
+        scalar_flops_per_ray=SCALAR_FLOPS,
         tolerance=2e-4,
     ),
 }

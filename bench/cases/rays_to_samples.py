@@ -8,7 +8,7 @@ from bench.cases.losses import _edges, _interlevel
 from bench.cases.losses import _weights as _histogram
 from bench.cases.mlp import _density
 from bench.cases.pose import _se3, _so3_r3
-from bench.cases.rays import _rays
+from bench.cases.rays import SCALAR_FLOPS, _rays
 from bench.cases.rays import inputs as pixels_of_lenses
 from bench.cases.sample import _along, _pdf, _planes, _spaced
 from bench.cases.sample import _unit as _unit_positions
@@ -121,6 +121,7 @@ CASES = {
         _cast,
         lambda n: (*pixels_of_lenses(n, "world"), 0.05, 8.0, 64),
         bytes_per_ray=57 + 8 * 65 + 12 * 64,
+        scalar_flops_per_ray=SCALAR_FLOPS + 65 * 20 + 64 * 40,  # edges of a spacing; middles, contracted
         differentiable=(2, 6),
         tolerance=1e-5,
         bench_rays=4096,

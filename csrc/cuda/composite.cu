@@ -1,10 +1,10 @@
-// One warp per ray: lanes take samples for the heads of one or three numbers, then channels for the feature
-// head. Forward, a feature wider than a warp's vectors is shared between warps, each with its slice of the
-// channels.
+// Two kernels each way. For the heads of one or three numbers kLanes lanes take a ray, four samples each. For
+// the feature head a warp takes a ray, its lanes channels; forward, a feature wider than a warp's vectors is
+// shared between warps, each with its slice of the channels.
 #include <algorithm>
 #include <initializer_list>
 
-#include "cuda/warp.cuh"
+#include "cuda/fours.cuh"
 #include "math/composite.h"
 #include "ops.h"
 
@@ -39,28 +39,6 @@ __device__ __forceinline__ void load_reals(const real* from, real (&to)[kVector]
   }
 }
 
-__device__ __forceinline__ Vec3 warp_sum3(Vec3 v) { return {warp_sum(v.x), warp_sum(v.y), warp_sum(v.z)}; }
-
-// What one warp knows of its ray.
-struct Ray {
-  const real *weight, *edges;
-  int64_t from;  // number of its first sample
-  int samples;
-
-  __device__ Ray(const Weights& w, const Edges& t, int64_t ray)
-      : weight(w.data + ray * w.size[1]),
-        edges(t.data + ray * t.size[1]),
-        from(ray * w.size[1]),
-        samples(int(w.size[1])) {}
-  __device__ real middle(int i) const { return real(0.5) * (edges[i] + edges[i + 1]); }
-
-  __device__ Vec3 sum(const real* values) const {
-    Vec3 total{0, 0, 0};
-    for (int i = lane(); i < samples; i += 32) total = total + weight[i] * load3(values, from + i);
-    return warp_sum3(total);
-  }
-};
-
 struct Backdrop {
   int64_t kind;
   const real* colour;
@@ -76,36 +54,114 @@ __device__ __forceinline__ Vec3 colour_at(const real* rgb, int64_t i, bool clean
   return clean ? finite_colour(load3(rgb, i)) : load3(rgb, i);
 }
 
-// Before clamping; every lane gets it.
-__device__ Vec3 colour_of(const Ray& r, const real* rgb, const Backdrop& backdrop, real opacity, bool clean) {
-  Vec3 seen{0, 0, 0};
-  for (int i = lane(); i < r.samples; i += 32) seen = seen + r.weight[i] * colour_at(rgb, r.from + i, clean);
-  seen = warp_sum3(seen);
+// What kLanes lanes know of their ray. Past the last ray there are no samples, and the first ray's numbers.
+template <int kLanes, class Rays>
+struct Ray {
+  decltype(std::declval<Rays>().row(0)) row;
+  int64_t number, begin;  // of the ray, and of its first sample
+  int samples;
+  bool live;
+  const real *weights, *edges;
+
+  __device__ __forceinline__ Ray(const Rays& rays, const real* w, const real* t)
+      : row(rays.row(item() / kLanes)),
+        number(item() / kLanes < rays.count ? item() / kLanes : 0),
+        begin(number * rays.samples),
+        samples(rays.samples),
+        live(item() / kLanes < rays.count),
+        weights(w),
+        edges(edges_of(rays, item() / kLanes, t)) {}
+  __device__ __forceinline__ real middle(int i) const { return real(0.5) * (edges[i] + edges[i + 1]); }
+  __device__ __forceinline__ bool writes() const { return live && lane_in_group<kLanes>() == 0; }
+
+  // Calls body(i, w) for the four samples of a lane after another, w being 0 where there is none.
+  template <class Body>
+  __device__ __forceinline__ void over_samples(const Body& body) const {
+    for (int i = 4 * lane_in_group<kLanes>(); i < row.end; i += 4 * kLanes) {
+      real w[4];
+      load_four(weights, row, i, w);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) w[j] = row.holds(i + j) ? w[j] : real(0);
+      body(i, w);
+    }
+  }
+
+  // The sum of `values` under the weights; every lane gets it.
+  __device__ __forceinline__ Vec3 sum(const real* values, bool clean = false) const {
+    Vec3 total{0, 0, 0};
+    over_samples([&](int i, const real(&w)[4]) { add(total, w, values, i, clean); });
+    return warp_sum<kLanes>(total);
+  }
+  __device__ __forceinline__ void add(Vec3& total, const real (&w)[4], const real* values, int i,
+                                      bool clean = false) const {
+    Vec3 v[4];
+    load_four(values, row, i, v);
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (row.holds(i + j)) total = total + w[j] * (clean ? finite_colour(v[j]) : v[j]);
+  }
+};
+
+// The colour of a ray before clamping, from the sum over its samples.
+template <class Ray>
+__device__ __forceinline__ Vec3 filled(const Ray& r, const real* rgb, const Backdrop& backdrop, Vec3 seen,
+                                       real opacity, bool clean) {
   if (backdrop.kind == kNoBackground) return seen;
-  return seen + (1 - opacity) * backdrop.behind(colour_at(rgb, r.from + r.samples - 1, clean));
+  return seen + (1 - opacity) * backdrop.behind(colour_at(rgb, r.begin + r.samples - 1, clean));
 }
 
-__device__ real depths_of(const Ray& r, int64_t ray, real* opacity, real* depth, real* expected) {
+template <int kLanes, class Rays>
+__global__ void __launch_bounds__(kThreads)
+    composite_forward_kernel(Rays rays, const real* weights, const real* t, Heads rgb, Heads normals,
+                             Heads predicted, Backdrop backdrop, bool clean, RayOut rgb_out, real* opacity,
+                             real* depth, real* expected, RayOut normals_out, RayOut predicted_out) {
+  const Ray<kLanes, Rays> r(rays, weights, t);
+  const int count = passes<kLanes>(r.row), nowhere = 1 << 30;
   real upto = 0, moment = 0;
-  int median = -1;
-  for (int k = 0; k < r.samples; k += 32) {
-    const int i = k + lane();
-    const bool live = i < r.samples;
-    const real weight = live ? r.weight[i] : real(0);
-    const real sum = upto + warp_inclusive_sum(weight);
-    if (live) moment += weight * r.middle(i);
-    const unsigned past = __ballot_sync(~0u, live && sum >= real(0.5));
-    if (median < 0 && past) median = k + __ffs(int(past)) - 1;
-    upto = from_lane(sum, 31);
+  Vec3 colour{0, 0, 0}, normal{0, 0, 0}, other{0, 0, 0};
+  int median = nowhere;  // the first sample by which half is seen
+  for (int pass = 0; pass < count; ++pass) {
+    const int i = 4 * (pass * kLanes + lane_in_group<kLanes>());
+    real w[4], middle[4];
+    load_four(weights, r.row, i, w);
+    middles(r.edges, r.row, i, middle);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) w[j] = r.row.holds(i + j) ? w[j] : real(0);
+    if (rgb_out) r.add(colour, w, rgb.data, i, clean);
+    if (normals_out) r.add(normal, w, normals.data, i);
+    if (predicted_out) r.add(other, w, predicted.data, i);
+    const real sums = warp_inclusive_sum<kLanes>((w[0] + w[1]) + (w[2] + w[3]));
+    real sum = upto + lanes_before<kLanes>(sums);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      sum += w[j];
+      if (!r.row.holds(i + j)) continue;
+      moment += w[j] * middle[j];
+      if (sum >= real(0.5)) median = min(median, i + j - r.row.begin);
+    }
+    upto += from_lane<kLanes>(sums, kLanes - 1);
   }
-  moment = warp_sum(moment);
-  if (lane() == 0) {
+  moment = warp_sum<kLanes>(moment);
+#pragma unroll
+  for (int d = kLanes / 2; d > 0; d /= 2) median = min(median, __shfl_xor_sync(~0u, median, d));
+  if (r.writes()) {
     const int last = r.samples - 1;
-    opacity[ray] = upto;
-    depth[ray] = r.middle(median < 0 ? last : median);
-    expected[ray] = expected_depth(moment, upto, r.middle(0), r.middle(last)).depth;
+    opacity[r.number] = upto;
+    depth[r.number] = r.middle(median == nowhere ? last : median);
+    expected[r.number] = expected_depth(moment, upto, r.middle(0), r.middle(last)).depth;
   }
-  return upto;
+  if (rgb_out) {
+    const Vec3 c = filled(r, rgb.data, backdrop, warp_sum<kLanes>(colour), upto, clean);
+    if (r.writes()) store3(rgb_out.data, r.number, clean ? displayable(c) : c);
+  }
+  if (normals_out) {
+    const Vec3 n = unit_normal(warp_sum<kLanes>(normal));
+    if (r.writes()) store3(normals_out.data, r.number, n);
+  }
+  if (predicted_out) {
+    const Vec3 n = unit_normal(warp_sum<kLanes>(other));
+    if (r.writes()) store3(predicted_out.data, r.number, n);
+  }
 }
 
 // How a warp lies over `vectors` vectors of channels, from vector `begin` on: `width` lanes along the
@@ -122,13 +178,19 @@ struct Layout {
 };
 
 template <class T, int kVector>
-__device__ void features_of(const Ray& r, const T* feature, int64_t channels, int slice, real* out) {
-  const Layout at(slice * 32, int(channels / kVector));
-  const T* mine = feature + r.from * channels + (at.begin + at.column) * kVector;
+__global__ void __launch_bounds__(kThreads)
+    composite_features_kernel(Weights w, const T* feature, int64_t channels, int slices, real* feature_out) {
+  const int64_t ray = warp() / slices;
+  if (ray >= w.size[0]) return;
+  const int samples = int(w.size[1]);
+  const real* weights = w.data + ray * samples;
+  real* out = feature_out + ray * channels;
+  const Layout at(int(warp() - ray * slices) * 32, int(channels / kVector));
+  const T* mine = feature + ray * samples * channels + (at.begin + at.column) * kVector;
   real sum[kVector] = {};
-  for (int k = 0; k < r.samples; k += 32) {
-    const real weight = k + lane() < r.samples ? r.weight[k + lane()] : real(0);
-    const int live = min(32, r.samples - k);
+  for (int k = 0; k < samples; k += 32) {
+    const real weight = k + lane() < samples ? weights[k + lane()] : real(0);
+    const int live = min(32, samples - k);
     for (int j = at.group; j < live + at.group; j += kInFlight * at.groups) {
       Pack<T, kVector> pack[kInFlight] = {};
 #pragma unroll
@@ -155,74 +217,12 @@ __device__ void features_of(const Ray& r, const T* feature, int64_t channels, in
   for (int v = 0; v < kVector; ++v) out[(at.begin + at.column) * kVector + v] = sum[v];
 }
 
+// 32 samples of one ray from number `first` of all on, or `live` of them: writes the gradients of their
+// features, and returns to each lane what its sample's weight gets.
 template <class T, int kVector>
-__global__ void __launch_bounds__(kThreads)
-    composite_forward_kernel(Weights w, Edges t, Heads rgb, Heads normals, Heads predicted, const T* feature,
-                             int64_t channels, int slices, Backdrop backdrop, bool clean, RayOut rgb_out,
-                             real* opacity, real* depth, real* expected, RayOut normals_out,
-                             RayOut predicted_out, real* feature_out) {
-  const int64_t ray = warp() / slices;
-  if (ray >= w.size[0]) return;
-  const int slice = int(warp() - ray * slices);
-  const Ray r(w, t, ray);
-  if (slice == 0) {
-    const real seen = depths_of(r, ray, opacity, depth, expected);
-    if (rgb_out) {
-      const Vec3 c = colour_of(r, rgb.data, backdrop, seen, clean);
-      if (lane() == 0) store3(rgb_out.data, ray, clean ? displayable(c) : c);
-    }
-    if (normals_out) {
-      const Vec3 n = unit_normal(r.sum(normals.data));
-      if (lane() == 0) store3(normals_out.data, ray, n);
-    }
-    if (predicted_out) {
-      const Vec3 n = unit_normal(r.sum(predicted.data));
-      if (lane() == 0) store3(predicted_out.data, ray, n);
-    }
-  }
-  if (feature_out) features_of<T, kVector>(r, feature, channels, slice, feature_out + ray * channels);
-}
-
-// What the gradients of a ray's outputs are to the sums behind them.
-struct Backward {
-  real to_opacity, to_depth, depth, opacity, behind;
-  Vec3 to_rgb, to_normals, to_predicted;
-
-  __device__ Backward(const Ray& r, int64_t ray, const Heads& rgb, const Heads& normals,
-                      const Heads& predicted, const Backdrop& backdrop, bool clean, const PerRay& g_rgb,
-                      const real* g_opacity, const real* g_expected, const PerRay& g_normals,
-                      const PerRay& g_predicted) {
-    real moment = 0;
-    opacity = 0;
-    for (int i = lane(); i < r.samples; i += 32) {
-      opacity += r.weight[i];
-      moment += r.weight[i] * r.middle(i);
-    }
-    opacity = warp_sum(opacity), moment = warp_sum(moment);
-    const int last = r.samples - 1;
-    const Expected e = expected_depth(moment, opacity, r.middle(0), r.middle(last));
-    depth = e.depth;
-    to_depth = g_expected && e.inside ? g_expected[ray] / (opacity + kLeastOpacity) : real(0);
-    to_opacity = g_opacity ? g_opacity[ray] : real(0);
-    to_rgb = to_normals = to_predicted = Vec3{0, 0, 0};
-    behind = 0;
-    if (g_rgb) {
-      to_rgb = load3(g_rgb.data, ray);
-      if (clean) to_rgb = displayable_vjp(colour_of(r, rgb.data, backdrop, opacity, clean), to_rgb);
-      if (backdrop.kind != kNoBackground)
-        behind = dot(to_rgb, backdrop.behind(colour_at(rgb.data, r.from + last, clean)));
-    }
-    if (g_normals) to_normals = unit_normal_vjp(r.sum(normals.data), load3(g_normals.data, ray));
-    if (g_predicted) to_predicted = unit_normal_vjp(r.sum(predicted.data), load3(g_predicted.data, ray));
-  }
-};
-
-// The feature head of up to 32 samples from number k on: writes their gradients, and returns to each lane
-// what its sample's weight gets.
-template <class T, int kVector>
-__device__ real features_vjp(const Ray& r, int k, real weight, const T* feature, int64_t channels,
+__device__ real features_vjp(int64_t first, int live, real weight, const T* feature, int64_t channels,
                              const real* g, bool to_weights, T* grad_feature) {
-  const int vectors = int(channels / kVector), live = min(32, r.samples - k);
+  const int vectors = int(channels / kVector);
   const Layout at(0, vectors);
   real found = 0, held[kVector];
   if (at.column < vectors) load_reals<kVector>(g + at.column * kVector, held);
@@ -231,7 +231,7 @@ __device__ real features_vjp(const Ray& r, int k, real weight, const T* feature,
     const real scale = __shfl_sync(~0u, weight, i & 31);
     real along = 0;
     for (int c = at.column; i < live && c < vectors; c += 32) {
-      const int64_t place = (r.from + k + i) * channels + c * kVector;
+      const int64_t place = (first + i) * channels + c * kVector;
       if (vectors > 32) load_reals<kVector>(g + c * kVector, held);
       if (to_weights) {
         const auto pack = *reinterpret_cast<const Pack<T, kVector>*>(feature + place);
@@ -253,42 +253,116 @@ __device__ real features_vjp(const Ray& r, int k, real weight, const T* feature,
   return found;
 }
 
+// Adds to the gradients of weights what features say of them.
 template <class T, int kVector>
 __global__ void __launch_bounds__(kThreads)
-    composite_backward_kernel(Weights w, Edges t, Heads rgb, Heads normals, Heads predicted, const T* feature,
-                              int64_t channels, Backdrop backdrop, bool clean, PerRay g_rgb,
-                              const real* g_opacity, const real* g_expected, PerRay g_normals,
-                              PerRay g_predicted, const real* g_feature, real* grad_w, GradHeads grad_rgb,
-                              GradHeads grad_normals, GradHeads grad_predicted, T* grad_feature) {
+    composite_features_backward_kernel(Weights w, const T* feature, int64_t channels, const real* g_feature,
+                                       real* grad_w, T* grad_feature) {
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
-  const Ray r(w, t, ray);
-  const Backward b(r, ray, rgb, normals, predicted, backdrop, clean, g_rgb, g_opacity, g_expected, g_normals,
-                   g_predicted);
-  for (int k = 0; k < r.samples; k += 32) {
-    const int i = k + lane();
-    const bool live = i < r.samples;
-    const real weight = live ? r.weight[i] : real(0);
-    real g = b.to_opacity;
-    if (live) {
-      const int64_t n = r.from + i;
-      if (b.to_depth != 0) g += b.to_depth * (r.middle(i) - b.depth);
-      if (g_rgb) g += dot(b.to_rgb, colour_at(rgb.data, n, clean)) - b.behind;
-      if (g_normals) g += dot(b.to_normals, load3(normals.data, n));
-      if (g_predicted) g += dot(b.to_predicted, load3(predicted.data, n));
-      if (grad_rgb) {
-        const bool filler = backdrop.kind == kLastSample && i == r.samples - 1;
-        const Vec3 to_colour = (filler ? weight + (1 - b.opacity) : weight) * b.to_rgb;
-        store3(grad_rgb.data, n, clean ? finite_colour_vjp(load3(rgb.data, n), to_colour) : to_colour);
-      }
-      if (grad_normals) store3(grad_normals.data, n, weight * b.to_normals);
-      if (grad_predicted) store3(grad_predicted.data, n, weight * b.to_predicted);
-    }
-    if (g_feature)
-      g += features_vjp<T, kVector>(r, k, weight, feature, channels, g_feature + ray * channels,
-                                    grad_w != nullptr, grad_feature);
-    if (grad_w && live) grad_w[r.from + i] = g;
+  const int samples = int(w.size[1]);
+  for (int k = 0; k < samples; k += 32) {
+    const int64_t first = ray * samples + k;
+    const int live = min(32, samples - k);
+    const real weight = lane() < live ? w.data[first + lane()] : real(0);
+    const real g = features_vjp<T, kVector>(first, live, weight, feature, channels,
+                                            g_feature + ray * channels, grad_w != nullptr, grad_feature);
+    if (grad_w && lane() < live) grad_w[first + lane()] += g;
   }
+}
+
+// What the gradients of a ray's outputs are to the sums behind them.
+struct Backward {
+  real to_opacity, to_depth, depth, opacity, behind;
+  Vec3 to_rgb, to_normals, to_predicted;
+
+  template <int kLanes, class Rays>
+  __device__ __forceinline__ Backward(const Ray<kLanes, Rays>& r, const Heads& rgb, const Heads& normals,
+                                      const Heads& predicted, const Backdrop& backdrop, bool clean,
+                                      const PerRay& g_rgb, const real* g_opacity, const real* g_expected,
+                                      const PerRay& g_normals, const PerRay& g_predicted) {
+    real moment = 0;
+    opacity = 0;
+    r.over_samples([&](int i, const real(&w)[4]) {
+      real middle[4];
+      middles(r.edges, r.row, i, middle);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) opacity += w[j], moment += r.row.holds(i + j) ? w[j] * middle[j] : real(0);
+    });
+    opacity = warp_sum<kLanes>(opacity), moment = warp_sum<kLanes>(moment);
+    const int last = r.samples - 1;
+    const int64_t ray = r.number;
+    const Expected e = expected_depth(moment, opacity, r.middle(0), r.middle(last));
+    depth = e.depth;
+    to_depth = g_expected && e.inside ? g_expected[ray] / (opacity + kLeastOpacity) : real(0);
+    to_opacity = g_opacity ? g_opacity[ray] : real(0);
+    to_rgb = to_normals = to_predicted = Vec3{0, 0, 0};
+    behind = 0;
+    if (g_rgb) {
+      to_rgb = load3(g_rgb.data, ray);
+      if (clean)
+        to_rgb =
+            displayable_vjp(filled(r, rgb.data, backdrop, r.sum(rgb.data, clean), opacity, clean), to_rgb);
+      if (backdrop.kind != kNoBackground)
+        behind = dot(to_rgb, backdrop.behind(colour_at(rgb.data, r.begin + last, clean)));
+    }
+    if (g_normals) to_normals = unit_normal_vjp(r.sum(normals.data), load3(g_normals.data, ray));
+    if (g_predicted) to_predicted = unit_normal_vjp(r.sum(predicted.data), load3(g_predicted.data, ray));
+  }
+};
+
+template <int kLanes, class Rays>
+__global__ void __launch_bounds__(kThreads)
+    composite_backward_kernel(Rays rays, const real* weights, const real* t, Heads rgb, Heads normals,
+                              Heads predicted, Backdrop backdrop, bool clean, PerRay g_rgb,
+                              const real* g_opacity, const real* g_expected, PerRay g_normals,
+                              PerRay g_predicted, real* grad_w, GradHeads grad_rgb, GradHeads grad_normals,
+                              GradHeads grad_predicted) {
+  const Ray<kLanes, Rays> r(rays, weights, t);
+  const Backward b(r, rgb, normals, predicted, backdrop, clean, g_rgb, g_opacity, g_expected, g_normals,
+                   g_predicted);
+  r.over_samples([&](int i, const real(&w)[4]) {
+    real g[4] = {b.to_opacity, b.to_opacity, b.to_opacity, b.to_opacity};
+    if (b.to_depth != 0) {
+      real middle[4];
+      middles(r.edges, r.row, i, middle);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) g[j] += b.to_depth * (middle[j] - b.depth);
+    }
+    // What a head of three numbers says, given the gradient to its sum.
+    const auto along = [&](const real* values, Vec3 to_sum) {
+      Vec3 v[4];
+      load_four(values, r.row, i, v);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) g[j] += dot(to_sum, v[j]);
+    };
+    const auto scaled = [&](Vec3 to_sum, real* grad) {
+      const Vec3 to[4] = {w[0] * to_sum, w[1] * to_sum, w[2] * to_sum, w[3] * to_sum};
+      store_four(to, r.row, i, grad);
+    };
+    if (g_rgb) {
+      Vec3 c[4];
+      load_four(rgb.data, r.row, i, c);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) g[j] += dot(b.to_rgb, clean ? finite_colour(c[j]) : c[j]) - b.behind;
+    }
+    if (g_normals) along(normals.data, b.to_normals);
+    if (g_predicted) along(predicted.data, b.to_predicted);
+    if (grad_rgb) {
+      Vec3 c[4], to[4];
+      if (clean) load_four(rgb.data, r.row, i, c);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const bool filler = backdrop.kind == kLastSample && i + j == r.row.end - 1;
+        to[j] = (filler ? w[j] + (1 - b.opacity) : w[j]) * b.to_rgb;
+        if (clean) to[j] = finite_colour_vjp(c[j], to[j]);
+      }
+      store_four(to, r.row, i, grad_rgb.data);
+    }
+    if (grad_normals) scaled(b.to_normals, grad_normals.data);
+    if (grad_predicted) scaled(b.to_predicted, grad_predicted.data);
+    if (grad_w) store_four(g, r.row, i, grad_w);
+  });
 }
 
 namespace {
@@ -324,14 +398,21 @@ void composite_forward(Cuda q, In<real, kRays, kSamples> w, In<real, kRays, kEdg
                        Maybe<Out<real, kRays, kChannels>> feature_out) {
   check_rays(w, t);
   require(background != kColour || colour, "a constant background needs a colour");
-  const int64_t channels = feature ? feature.size[2] : 0;
+  with_rays(w.size[0], w.size[1], {w.data, rgb.data, normals.data, predicted.data},
+            [&](auto rays, auto lanes) {
+              launch("composite_forward", composite_forward_kernel<lanes, decltype(rays)>,
+                     blocks(rays.count, kThreads / lanes), kThreads, q, rays, w.data, t.data, rgb, normals,
+                     predicted, Backdrop{background, colour.data}, clean, rgb_out, opacity.data, depth.data,
+                     expected.data, normals_out, predicted_out);
+            });
+  if (!feature || !feature_out) return;
+  const int64_t channels = feature.size[2];
   with_vectors(feature, {feature.data}, [&](auto* data, auto vector) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-    const int64_t slices = std::max<int64_t>(1, (channels + 32 * vector - 1) / (32 * vector));
-    launch("composite_forward", composite_forward_kernel<T, vector>,
-           blocks(w.size[0] * slices, kWarpsPerBlock), kThreads, q, w, t, rgb, normals, predicted, data,
-           channels, int(slices), Backdrop{background, colour.data}, clean, rgb_out, opacity.data, depth.data,
-           expected.data, normals_out, predicted_out, channels ? feature_out.data : nullptr);
+    const int64_t slices = (channels + 32 * vector - 1) / (32 * vector);
+    launch("composite_forward", composite_features_kernel<T, vector>,
+           blocks(w.size[0] * slices, kWarpsPerBlock), kThreads, q, w, data, channels, int(slices),
+           feature_out.data);
   });
 }
 
@@ -343,15 +424,25 @@ void composite_backward(Cuda q, In<real, kRays, kSamples> w, In<real, kRays, kEd
                         GradHeads grad_rgb, GradHeads grad_normals, GradHeads grad_predicted,
                         Maybe<OutPayload<kRays, kSamples, kChannels>> grad_feature) {
   check_rays(w, t);
-  const int64_t channels = feature ? feature.size[2] : 0;
+  with_rays(w.size[0], w.size[1],
+            {w.data, rgb.data, normals.data, predicted.data, grad_w.data, grad_rgb.data, grad_normals.data,
+             grad_predicted.data},
+            [&](auto rays, auto lanes) {
+              launch("composite_backward", composite_backward_kernel<lanes, decltype(rays)>,
+                     blocks(rays.count, kThreads / lanes), kThreads, q, rays, w.data, t.data, rgb, normals,
+                     predicted, Backdrop{background, colour.data}, clean, g_rgb, g_opacity.data,
+                     g_expected.data, g_normals, g_predicted, grad_w.data, grad_rgb, grad_normals,
+                     grad_predicted);
+            });
+  if (!feature || (!g_feature && !grad_feature)) return;
+  const int64_t channels = feature.size[2];
   with_vectors(feature, {feature.data, g_feature.data, grad_feature.data}, [&](auto* data, auto vector) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-    if (grad_feature && !g_feature)
-      zero("composite_backward", grad_feature.data, size_t(w.size[0] * w.size[1] * channels) * sizeof(T), q);
-    launch("composite_backward", composite_backward_kernel<T, vector>, blocks(w.size[0], kWarpsPerBlock),
-           kThreads, q, w, t, rgb, normals, predicted, data, channels, Backdrop{background, colour.data},
-           clean, g_rgb, g_opacity.data, g_expected.data, g_normals, g_predicted,
-           channels ? g_feature.data : nullptr, grad_w.data, grad_rgb, grad_normals, grad_predicted,
+    if (!g_feature)
+      return zero("composite_backward", grad_feature.data,
+                  size_t(w.size[0] * w.size[1] * channels) * sizeof(T), q);
+    launch("composite_backward", composite_features_backward_kernel<T, vector>,
+           blocks(w.size[0], kWarpsPerBlock), kThreads, q, w, data, channels, g_feature.data, grad_w.data,
            static_cast<T*>(grad_feature.data));
   });
 }

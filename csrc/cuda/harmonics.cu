@@ -6,13 +6,28 @@ namespace raymarch {
 
 constexpr int kThreads = 256;
 
-// One thread per point; its row of 16 numbers moves as four vectors.
+// One thread per point. A warp's 32 rows of four vectors change hands in shared memory, so that whole sectors
+// leave; columns are turned about there, so that lanes meet different banks.
 __global__ void __launch_bounds__(kThreads)
     harmonics_forward_kernel(In<real, kPoints, 3> d, int64_t signs, Out<real, kPoints, 16> y) {
-  const int64_t i = item();
-  if (i >= d.size[0]) return;
-  const Harmonics row = harmonics(load3(d.data, i), signs);
-  store_vector(row.of, y.data + i * kHarmonics);
+  __shared__ float4 tiles[kThreads / 32][32][4];
+  float4(*tile)[4] = tiles[threadIdx.x / 32];
+  const int lane = threadIdx.x % 32;
+  const int64_t i = item(), first = i - lane;
+  if (first >= d.size[0]) return;
+  const Harmonics row = harmonics(i < d.size[0] ? load3(d.data, i) : Vec3{0, 0, 0}, signs);
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+    tile[lane][k ^ (lane / 2 % 4)] =
+        make_float4(row.of[4 * k], row.of[4 * k + 1], row.of[4 * k + 2], row.of[4 * k + 3]);
+  __syncwarp();
+  float4* to = reinterpret_cast<float4*>(y.data) + 4 * first;
+  const int live = int(min(int64_t{32}, d.size[0] - first));
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int point = 8 * k + lane / 4;
+    if (point < live) to[32 * k + lane] = tile[point][(lane % 4) ^ (point / 2 % 4)];
+  }
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -40,6 +55,11 @@ __device__ __forceinline__ void over_rows(int count, int width, int64_t pitch, c
   }
 }
 
+// Whether a tile of rows is one run of whole, aligned vectors.
+__device__ __forceinline__ bool back_to_back(const real* rows, int width, int64_t pitch, int count) {
+  return width == pitch && count * width % 4 == 0 && reinterpret_cast<uintptr_t>(rows) % 16 == 0;
+}
+
 // One thread per coordinate of a point, looping over octaves. Rows are staged in shared memory, so that whole
 // sectors leave.
 __global__ void __launch_bounds__(3 * kTile)
@@ -60,6 +80,11 @@ __global__ void __launch_bounds__(3 * kTile)
   }
   __syncthreads();
   real* rows = y.data + first * y.size[1] + column;
+  if (back_to_back(rows, width, y.size[1], count)) {
+    for (int i = threadIdx.x; i < count * width / 4; i += blockDim.x)
+      reinterpret_cast<float4*>(rows)[i] = reinterpret_cast<const float4*>(tile)[i];
+    return;
+  }
   over_rows(count, width, y.size[1], [&](int64_t at, int i) { rows[at] = tile[i]; });
 }
 
@@ -70,7 +95,12 @@ __global__ void __launch_bounds__(3 * kTile)
   const int64_t first = blockIdx.x * int64_t{kTile};
   const int count = int(min(int64_t{kTile}, x.size[0] - first)), width = 6 * frequencies;
   const real* rows = grad_y.data + first * grad_y.size[1] + column;
-  over_rows(count, width, grad_y.size[1], [&](int64_t at, int i) { tile[i] = rows[at]; });
+  if (back_to_back(rows, width, grad_y.size[1], count)) {
+    for (int i = threadIdx.x; i < count * width / 4; i += blockDim.x)
+      reinterpret_cast<float4*>(tile)[i] = __ldg(reinterpret_cast<const float4*>(rows) + i);
+  } else {
+    over_rows(count, width, grad_y.size[1], [&](int64_t at, int i) { tile[i] = rows[at]; });
+  }
   __syncthreads();
 
   const int point = threadIdx.x / 3, d = threadIdx.x % 3;

@@ -1,10 +1,11 @@
+#include "cuda/fours.cuh"
 #include "cuda/losses.cuh"
 #include "math/random.h"
 #include "ops.h"
 
 namespace raymarch {
 
-// One warp per ray throughout, but for random_colour.
+// One warp per ray, or kLanes lanes of one, throughout, but for random_colour.
 constexpr int kThreads = 32 * kWarpsPerBlock;
 
 using Edges = In<real, kRays, kEdges>;
@@ -13,23 +14,54 @@ using Weights = In<real, kRays, kSamples>;
 using FineWeights = In<real, kRays, kFine>;
 using Normals = In<real, kRays, kSamples, 3>;
 
+constexpr int kMostStaged = 1024;  // numbers of a row that searches find in shared memory
+
+// The rows of a ray that the interlevel loss reads. If they are short they come to shared memory whole: a
+// search waits for each number it looks at.
+struct Levels {
+  const real *e, *w, *e_proposal, *w_proposal;
+  int fine, bins;
+
+  static __host__ __device__ __forceinline__ bool staged(int64_t fine, int64_t bins) {
+    return fine <= kMostStaged && bins <= kMostStaged;
+  }
+  static __host__ __device__ __forceinline__ int room(int fine, int bins) {
+    return staged(fine, bins) ? 2 * (fine + bins + 1) : 0;
+  }
+  __device__ __forceinline__ Levels(const FineEdges& s, const FineWeights& weights, const Edges& s_proposal,
+                                    const Weights& proposal, int64_t ray, real* board)
+      : fine(int(weights.size[1])), bins(int(proposal.size[1])) {
+    e = s.data + ray * (fine + 1), w = weights.data + ray * fine;
+    e_proposal = s_proposal.data + ray * (bins + 1), w_proposal = proposal.data + ray * bins;
+    if (!staged(fine, bins)) return;
+    e = staged_row(e, fine + 1, board), e_proposal = staged_row(e_proposal, bins + 1, board);
+    w = staged_row(w, fine, board), w_proposal = staged_row(w_proposal, bins, board);
+    wait_for_row();
+  }
+  static __device__ __forceinline__ const real* staged_row(const real* from, int count, real*& board) {
+    const real* row = board;
+    copy_ahead(from, count, board);
+    board += count;
+    return row;
+  }
+};
+
 __global__ void __launch_bounds__(kThreads)
     interlevel_forward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                               Out<real, kRays> loss) {
+  RM_SHARED(real, shared);
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
   const int fine = int(w.size[1]), bins = int(w_proposal.size[1]);
-  const real* e = s.data + ray * (fine + 1);
-  const real* e_proposal = s_proposal.data + ray * (bins + 1);
+  const Levels at(s, w, s_proposal, w_proposal, ray, shared + (threadIdx.x / 32) * Levels::room(fine, bins));
   real sum = 0;
   for (int i = lane(); i < fine; i += 32)
-    sum += interlevel_term(w.data[ray * fine + i],
-                           bound_of(e_proposal, w_proposal.data + ray * bins, bins, e[i], e[i + 1]));
+    sum += interlevel_term(at.w[i], bound_of(at.e_proposal, at.w_proposal, bins, at.e[i], at.e[i + 1]));
   sum = warp_sum(sum);
   if (lane() == 0) loss.data[ray] = sum / real(fine);
 }
 
-// The warp's slice of shared memory holds the derivative by each fine bin's bound.
+// The warp's slice of shared memory holds the derivative by each fine bin's bound, then the rows.
 __global__ void __launch_bounds__(kThreads, 12)
     interlevel_backward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                                In<real, kRays> grad_loss, Out<real, kRays, kSamples> grad_w_proposal) {
@@ -37,55 +69,113 @@ __global__ void __launch_bounds__(kThreads, 12)
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
   const int fine = int(w.size[1]), bins = int(w_proposal.size[1]);
-  const real* e = s.data + ray * (fine + 1);
-  const real* e_proposal = s_proposal.data + ray * (bins + 1);
-  interlevel_to_weights(e, w.data + ray * fine, fine, e_proposal, w_proposal.data + ray * bins, bins,
-                        grad_loss.data[ray] / real(fine), shared + (threadIdx.x / 32) * fine,
-                        grad_w_proposal.data + ray * bins);
+  real* board = shared + (threadIdx.x / 32) * (fine + Levels::room(fine, bins));
+  const Levels at(s, w, s_proposal, w_proposal, ray, board + fine);
+  interlevel_to_weights(at.e, at.w, fine, at.e_proposal, at.w_proposal, bins,
+                        grad_loss.data[ray] / real(fine), board, grad_w_proposal.data + ray * bins);
 }
 
+// Four bins of a lane, i .. i + 3: weights, widths, and the gaps between the middles of neighbours.
+template <class Row>
+struct Bins {
+  real w[4], width[4], gap[5];  // gap[j] lies in front of bin i + j; there is none outside the ray
+
+  __device__ __forceinline__ Bins(const real* weights, const real* edges, const Row& row, int i) {
+    real e[7];
+    load_four(weights, row, i, w);
+    load_edges(edges, row, i, 1, e);
+#pragma unroll
+    for (int j = 0; j < 5; ++j)
+      gap[j] = row.holds(i + j) && i + j > row.begin ? real(0.5) * (e[j + 2] - e[j]) : real(0);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      width[j] = e[j + 2] - e[j + 1];
+      if (!row.holds(i + j)) w[j] = 0;
+    }
+  }
+};
+
+// distortion's `before` of math/losses.h from one end of a ray to the other, pass by pass.
+struct Passed {
+  real mass = 0, before = 0;  // of the bins already passed; `before` is that of the last of them
+};
+template <int kLanes, class Row>
+__device__ __forceinline__ void from_front(const Bins<Row>& bins, Passed& passed, real (&before)[4]) {
+  const real *w = bins.w, *gap = bins.gap;
+  const real masses = warp_inclusive_sum<kLanes>((w[0] + w[1]) + (w[2] + w[3]));
+  real mass = passed.mass + lanes_before<kLanes>(masses), sum = 0;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) before[j] = sum += gap[j] * mass, mass += w[j];
+  const real sums = warp_inclusive_sum<kLanes>(sum), base = passed.before + lanes_before<kLanes>(sums);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) before[j] += base;
+  passed.mass += from_lane<kLanes>(masses, kLanes - 1);
+  passed.before += from_lane<kLanes>(sums, kLanes - 1);
+}
+template <int kLanes, class Row>
+__device__ __forceinline__ void from_back(const Bins<Row>& bins, Passed& passed, real (&behind)[4]) {
+  const real *w = bins.w, *gap = bins.gap;
+  const real masses = warp_suffix_sum<kLanes>((w[3] + w[2]) + (w[1] + w[0]));
+  real mass = passed.mass + lanes_after<kLanes>(masses), sum = 0;
+#pragma unroll
+  for (int j = 3; j >= 0; --j) behind[j] = sum += gap[j + 1] * mass, mass += w[j];
+  const real sums = warp_suffix_sum<kLanes>(sum), base = passed.before + lanes_after<kLanes>(sums);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) behind[j] += base;
+  passed.mass += from_lane<kLanes>(masses, 0);
+  passed.before += from_lane<kLanes>(sums, 0);
+}
+
+template <int kLanes, class Rays>
 __global__ void __launch_bounds__(kThreads)
-    distortion_forward_kernel(Edges s, Weights w, Out<real, kRays> loss) {
-  const int64_t ray = warp();
-  if (ray >= w.size[0]) return;
-  const int n = int(w.size[1]);
-  const real* e = s.data + ray * (n + 1);
-  Spread front{e, n, false};
+    distortion_forward_kernel(Rays rays, const real* s, const real* w, real* loss) {
+  const int64_t ray = item() / kLanes;
+  const auto row = rays.row(ray);
+  const real* edges = edges_of(rays, ray, s);
+  const int count = passes<kLanes>(row);
+  Passed front;
   real sum = 0;
-  for (int k = 0; k < n; k += 32) {
-    const int i = k + lane();
-    const real of_bin = i < n ? w.data[ray * n + i] : real(0);
-    const real before = front.next(i, of_bin);
-    if (i < n) sum += distortion_term(of_bin, before, e[i + 1] - e[i]);
+  for (int pass = 0; pass < count; ++pass) {
+    const int i = 4 * (pass * kLanes + lane_in_group<kLanes>());
+    const Bins bins(w, edges, row, i);
+    real before[4];
+    from_front<kLanes>(bins, front, before);
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (row.holds(i + j)) sum += distortion_term(bins.w[j], before[j], bins.width[j]);
   }
-  sum = warp_sum(sum);
-  if (lane() == 0) loss.data[ray] = sum;
+  sum = warp_sum<kLanes>(sum);
+  if (ray < rays.count && lane_in_group<kLanes>() == 0) loss[ray] = sum;
 }
 
-// Two walks; the first leaves its sums in the output for the second.
+// To the back and to the front again. The last pass to the back is the first to the front and stays in
+// registers; others leave their sums in the output (a lane reads only what it wrote).
+template <int kLanes, class Rays>
 __global__ void __launch_bounds__(kThreads)
-    distortion_backward_kernel(Edges s, Weights w, In<real, kRays> grad_loss,
-                               Out<real, kRays, kSamples> grad_w) {
-  const int64_t ray = warp();
-  if (ray >= w.size[0]) return;
-  const int n = int(w.size[1]);
-  const real* e = s.data + ray * (n + 1);
-  const real* of_ray = w.data + ray * n;
-  real* out = grad_w.data + ray * n;
-  const real g = grad_loss.data[ray];
-  Spread front{e, n, false};
-  for (int k = 0; k < n; k += 32) {
-    const int i = k + lane();
-    const real before = front.next(i, i < n ? of_ray[i] : real(0));
-    if (i < n) out[i] = before;
+    distortion_backward_kernel(Rays rays, const real* s, const real* w, const real* grad_loss, real* grad_w) {
+  const int64_t ray = item() / kLanes;
+  const auto row = rays.row(ray);
+  const real* edges = edges_of(rays, ray, s);
+  const int mine = 4 * lane_in_group<kLanes>(), last = 4 * kLanes * (passes<kLanes>(row) - 1);
+  const real g = ray < rays.count ? grad_loss[ray] : real(0);
+  Passed front, back;
+  for (int k = 0; k < last; k += 4 * kLanes) {
+    real before[4];
+    from_front<kLanes>(Bins(w, edges, row, k + mine), front, before);
+    store_four(before, row, k + mine, grad_w);
   }
-  __syncwarp();
-  Spread back{e, n, true};
-  for (int k = 0; k < n; k += 32) {
-    const int i = n - 1 - (k + lane());
-    const real of_bin = i >= 0 ? of_ray[i] : real(0);
-    const real behind = back.next(k + lane(), of_bin);
-    if (i >= 0) out[i] = distortion_vjp(of_bin, out[i], behind, e[i + 1] - e[i], g);
+  for (int k = last; k >= 0; k -= 4 * kLanes) {
+    const int i = k + mine;
+    const Bins bins(w, edges, row, i);
+    real before[4], behind[4];
+    if (k == last)
+      from_front<kLanes>(bins, front, before);
+    else
+      load_four(grad_w, row, i, before);
+    from_back<kLanes>(bins, back, behind);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) before[j] = distortion_vjp(bins.w[j], before[j], behind[j], bins.width[j], g);
+    store_four(before, row, i, grad_w);
   }
 }
 
@@ -168,6 +258,11 @@ void check_distortion(Edges s, Weights w) {
   require(s.size[1] == w.size[1] + 1, "s must have one edge more than weights has samples");
 }
 
+size_t room_of(const FineWeights& w, const Weights& proposal) {
+  const bool staged = Levels::staged(w.size[1], proposal.size[1]);
+  return staged ? size_t(Levels::room(int(w.size[1]), int(proposal.size[1]))) : 0;
+}
+
 unsigned warps(int64_t rays) { return blocks(rays, kWarpsPerBlock); }
 
 }  // namespace
@@ -175,28 +270,35 @@ unsigned warps(int64_t rays) { return blocks(rays, kWarpsPerBlock); }
 void interlevel_forward(Cuda q, FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                         Out<real, kRays> loss) {
   check_interlevel(s, w, s_proposal, w_proposal);
-  launch("interlevel_forward", interlevel_forward_kernel, warps(w.size[0]), kThreads, q, s, w, s_proposal,
-         w_proposal, loss);
+  launch_shared("interlevel_forward", interlevel_forward_kernel, warps(w.size[0]), kThreads,
+                kWarpsPerBlock * sizeof(real) * room_of(w, w_proposal), q, s, w, s_proposal, w_proposal,
+                loss);
 }
 
 void interlevel_backward(Cuda q, FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                          In<real, kRays> grad_loss, Out<real, kRays, kSamples> grad_w_proposal) {
   check_interlevel(s, w, s_proposal, w_proposal);
   launch_shared("interlevel_backward", interlevel_backward_kernel, warps(w.size[0]), kThreads,
-                size_t(kWarpsPerBlock) * size_t(w.size[1]) * sizeof(real), q, s, w, s_proposal, w_proposal,
-                grad_loss, grad_w_proposal);
+                kWarpsPerBlock * sizeof(real) * (size_t(w.size[1]) + room_of(w, w_proposal)), q, s, w,
+                s_proposal, w_proposal, grad_loss, grad_w_proposal);
 }
 
 void distortion_forward(Cuda q, Edges s, Weights w, Out<real, kRays> loss) {
   check_distortion(s, w);
-  launch("distortion_forward", distortion_forward_kernel, warps(w.size[0]), kThreads, q, s, w, loss);
+  with_rays(w.size[0], w.size[1], {w.data}, [&](auto rays, auto lanes) {
+    launch("distortion_forward", distortion_forward_kernel<lanes, decltype(rays)>,
+           blocks(rays.count, kThreads / lanes), kThreads, q, rays, s.data, w.data, loss.data);
+  });
 }
 
 void distortion_backward(Cuda q, Edges s, Weights w, In<real, kRays> grad_loss,
                          Out<real, kRays, kSamples> grad_w) {
   check_distortion(s, w);
-  launch("distortion_backward", distortion_backward_kernel, warps(w.size[0]), kThreads, q, s, w, grad_loss,
-         grad_w);
+  with_rays(w.size[0], w.size[1], {w.data, grad_w.data}, [&](auto rays, auto lanes) {
+    launch("distortion_backward", distortion_backward_kernel<lanes, decltype(rays)>,
+           blocks(rays.count, kThreads / lanes), kThreads, q, rays, s.data, w.data, grad_loss.data,
+           grad_w.data);
+  });
 }
 
 void orientation_forward(Cuda q, Weights w, Normals normals, In<real, kRays, 3> directions,

@@ -1,14 +1,19 @@
-#include "cuda/launch.cuh"
+#include "cuda/vector.cuh"
 #include "math/pose.h"
 #include "ops.h"
 
 namespace raymarch {
 
 // One thread per camera: there are few, so these kernels are all latency.
-__global__ void __launch_bounds__(64)
-    pose_forward_kernel(In<real, kCameras, 6> xi, bool se3, bool clamped, Out<real, kCameras, 3, 4> pose) {
+__global__ void __launch_bounds__(64) pose_forward_kernel(In<real, kCameras, 6> xi, bool se3, bool clamped,
+                                                          bool by_four, Out<real, kCameras, 3, 4> pose) {
   const int64_t i = item();
-  if (i < xi.size[0]) store34(pose.data, i, pose_exp(load_twist(xi.data, i), se3, clamped));
+  if (i >= xi.size[0]) return;
+  const Mat34 found = pose_exp(load_twist(xi.data, i), se3, clamped);
+  if (by_four)
+    store_vector(found.m, pose.data + 12 * i);
+  else
+    store34(pose.data, i, found);
 }
 
 __global__ void __launch_bounds__(64)
@@ -24,7 +29,8 @@ __global__ void __launch_bounds__(64)
 void pose_forward(Cuda q, In<real, kCameras, 6> xi, int64_t mode, bool clamped,
                   Out<real, kCameras, 3, 4> pose) {
   require(mode >= 0 && mode < kPoseModes, "mode is 0 (SO3xR3) or 1 (SE3)");
-  launch("pose_forward", pose_forward_kernel, blocks(xi.size[0], 64), 64, q, xi, mode == kSe3, clamped, pose);
+  launch("pose_forward", pose_forward_kernel, blocks(xi.size[0], 64), 64, q, xi, mode == kSe3, clamped,
+         aligned(pose.data, 16), pose);
 }
 
 void pose_backward(Cuda q, In<real, kCameras, 6> xi, int64_t mode, bool clamped,

@@ -1,109 +1,154 @@
-#include "cuda/warp.cuh"
+#include "cuda/fours.cuh"
 #include "math/transmittance.h"
 #include "ops.h"
 
 namespace raymarch {
 
 constexpr int kThreads = 32 * kWarpsPerBlock;
+constexpr int kPackedLanes = 16;  // lanes of a packed ray, whatever its length
 
-// The samples of one ray, back to back in memory: rays of one length, or packed by offsets.
-struct EqualRays {
-  int64_t samples;
-  __device__ int64_t begin(int64_t ray) const { return ray * samples; }
-};
-// Nobody has looked at the offsets, which would mean waiting for the device: hold them within the arrays.
+// Rays packed by offsets. Nobody has looked at the offsets, which would mean waiting for the device: hold
+// them within the arrays.
 struct PackedRays {
   const int64_t* offsets;
-  int64_t samples;
-  __device__ int64_t begin(int64_t ray) const { return min(max(offsets[ray], int64_t{0}), samples); }
+  int64_t count, samples;
+  bool vectors;
+  __device__ __forceinline__ int64_t edge(int64_t ray) const {
+    return min(max(offsets[min(ray, count)], int64_t{0}), samples);
+  }
+  __device__ __forceinline__ AnyRow row(int64_t ray) const {
+    const int64_t begin = edge(ray), end = edge(ray + 1);
+    return {begin, max(begin, end), samples, vectors};
+  }
 };
 
-// One warp per ray; the prefix sum of tau is a warp scan with a carry.
-template <class Rays>
-__global__ void __launch_bounds__(kThreads)
-    weights_forward_kernel(int64_t count, Rays rays, const real* sigma, const real* delta, real* w) {
-  const int64_t ray = warp();
-  if (ray >= count) return;
-  const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
-  real carry = 0;
-  for (int64_t k = begin; k < end; k += 32) {
-    const int64_t i = k + lane();
-    const bool live = i < end;
-    const real tau = live ? sigma[i] * delta[i] : real(0);
-    const real upto = warp_inclusive_sum(tau), before = lanes_before(upto);
-    if (live) w[i] = weight(carry + before, tau);
-    carry += from_lane(upto, 31);
-  }
-}
+// What lies in front of a lane's four samples: the thickness of each is `tau`, of all before them `front`.
+template <int kLanes>
+struct Thickness {
+  real sigma[4], delta[4], tau[4], front;
 
-__device__ __forceinline__ void store_factors(int64_t i, const real* sigma, const real* delta, real grad_tau,
-                                              real* grad_sigma, real* grad_delta) {
-  if (grad_sigma) grad_sigma[i] = factor_vjp(delta[i], grad_tau);
-  if (grad_delta) grad_delta[i] = factor_vjp(sigma[i], grad_tau);
-}
-
-// One warp per ray, first to the back, leaving what passes each interval in an output (a lane reads only what
-// it wrote), then to the front with a scan over what lies behind. A total less what was passed would not do:
-// hidden samples would get its rounding noise for a gradient, and Adam makes full steps of noise.
-template <class Rays>
-__global__ void __launch_bounds__(kThreads)
-    weights_backward_kernel(int64_t count, Rays rays, const real* sigma, const real* delta, const real* w,
-                            const real* grad_w, real* grad_sigma, real* grad_delta) {
-  const int64_t ray = warp();
-  if (ray >= count) return;
-  const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
-  real* through = grad_sigma ? grad_sigma : grad_delta;
-  real front = 0, behind = 0;
-  for (int64_t k = begin; k < end; k += 32) {
-    const int64_t i = k + lane();
-    const real upto = front + warp_inclusive_sum(i < end ? sigma[i] * delta[i] : real(0));
-    if (i < end) through[i] = passing(upto);
-    front = from_lane(upto, 31);
-  }
-  for (int64_t k = begin + last_chunk(end - begin); k >= begin; k -= 32) {
-    const int64_t i = k + lane();
-    const bool live = i < end;
-    const real g = live ? grad_w[i] : real(0);
-    const real onwards = warp_suffix_sum(live ? g * w[i] : real(0)), after = lanes_after(onwards);
-    if (live) {
-      const real grad_tau = weight_vjp(through[i], g, behind + after);
-      store_factors(i, sigma, delta, grad_tau, grad_sigma, grad_delta);
+  // Moves `carry` behind the pass.
+  template <class Row>
+  __device__ __forceinline__ Thickness(const real* all_sigma, const real* all_delta, const Row& row, int i,
+                                       real& carry) {
+    load_four(all_sigma, row, i, sigma);
+    load_four(all_delta, row, i, delta);
+    real sum = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      tau[j] = row.holds(i + j) ? sigma[j] * delta[j] : real(0);
+      sum += tau[j];
     }
-    behind += from_lane(onwards, 0);
+    const real upto = warp_inclusive_sum<kLanes>(sum);
+    front = carry + lanes_before<kLanes>(upto);
+    carry += from_lane<kLanes>(upto, kLanes - 1);
   }
-}
+};
 
-// One warp per ray.
+// kLanes lanes per ray; the prefix sum of tau is a scan over lanes with a carry. Writes weights, or what is
+// left of the light in front of each sample.
+template <int kLanes, bool kFront, class Rays>
 __global__ void __launch_bounds__(kThreads)
-    transmittance_forward_kernel(int64_t count, PackedRays rays, const real* sigma, const real* delta,
-                                 real* front) {
-  const int64_t ray = warp();
-  if (ray >= count) return;
-  const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
+    weights_forward_kernel(Rays rays, const real* sigma, const real* delta, real* out) {
+  const auto row = rays.row(item() / kLanes);
+  const int count = passes<kLanes>(row);
   real carry = 0;
-  for (int64_t k = begin; k < end; k += 32) {
-    const int64_t i = k + lane();
-    const real upto = warp_inclusive_sum(i < end ? sigma[i] * delta[i] : real(0)),
-               before = lanes_before(upto);
-    if (i < end) front[i] = transmitted(carry + before);
-    carry += from_lane(upto, 31);
+  for (int pass = 0; pass < count; ++pass) {
+    const int i = 4 * (pass * kLanes + lane_in_group<kLanes>());
+    const Thickness<kLanes> at(sigma, delta, row, i, carry);
+    real front = at.front, found[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      found[j] = kFront ? transmitted(front) : weight(front, at.tau[j]);
+      front += at.tau[j];
+    }
+    store_four(found, row, i, out);
   }
 }
 
+template <class Row>
+__device__ __forceinline__ void store_factors(const Row& row, int i, const real (&sigma)[4],
+                                              const real (&delta)[4], const real (&grad_tau)[4],
+                                              real* grad_sigma, real* grad_delta) {
+  real to_sigma[4], to_delta[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    to_sigma[j] = factor_vjp(delta[j], grad_tau[j]), to_delta[j] = factor_vjp(sigma[j], grad_tau[j]);
+  if (grad_sigma) store_four(to_sigma, row, i, grad_sigma);
+  if (grad_delta) store_four(to_delta, row, i, grad_delta);
+}
+
+// The sum of `values` over the samples behind each of a lane's four; moves `carry` in front of the pass.
+template <int kLanes>
+__device__ __forceinline__ void sums_behind(const real (&values)[4], real& carry, real (&behind)[4]) {
+  const real onwards = warp_suffix_sum<kLanes>((values[3] + values[2]) + (values[1] + values[0]));
+  behind[3] = carry + lanes_after<kLanes>(onwards);
+#pragma unroll
+  for (int j = 2; j >= 0; --j) behind[j] = behind[j + 1] + values[j + 1];
+  carry += from_lane<kLanes>(onwards, 0);
+}
+
+// kLanes lanes per ray, first to the back, then to the front with a scan over what lies behind. The last pass
+// to the back is the first to the front and stays in registers; others leave what passes each interval in an
+// output (a lane reads only what it wrote). A total less what was passed would not do: hidden samples would
+// get its rounding noise for a gradient, and Adam makes full steps of noise.
+template <int kLanes, class Rays>
 __global__ void __launch_bounds__(kThreads)
-    transmittance_backward_kernel(int64_t count, PackedRays rays, const real* sigma, const real* delta,
-                                  const real* front, const real* grad_front, real* grad_sigma,
-                                  real* grad_delta) {
-  const int64_t ray = warp();
-  if (ray >= count) return;
-  const int64_t begin = rays.begin(ray), end = rays.begin(ray + 1);
-  real behind = 0;
-  for (int64_t k = begin + last_chunk(end - begin); k >= begin; k -= 32) {
-    const int64_t i = k + lane();
-    const real onwards = warp_suffix_sum(i < end ? grad_front[i] * front[i] : real(0));
-    const real after = lanes_after(onwards);
-    if (i < end) store_factors(i, sigma, delta, -(behind + after), grad_sigma, grad_delta);
-    behind += from_lane(onwards, 0);
+    weights_backward_kernel(Rays rays, const real* sigma, const real* delta, const real* w,
+                            const real* grad_w, real* grad_sigma, real* grad_delta) {
+  const auto row = rays.row(item() / kLanes);
+  const int mine = 4 * lane_in_group<kLanes>(), last = 4 * kLanes * (passes<kLanes>(row) - 1);
+  real* kept = grad_sigma ? grad_sigma : grad_delta;
+  real g[4], of_ray[4], front = 0, behind = 0;
+  load_four(grad_w, row, last + mine, g);
+  load_four(w, row, last + mine, of_ray);
+  for (int k = 0; k <= last; k += 4 * kLanes) {
+    Thickness<kLanes> at(sigma, delta, row, k + mine, front);
+    real through[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) through[j] = passing(at.front += at.tau[j]);
+    if (k < last) {
+      store_four(through, row, k + mine, kept);
+      continue;
+    }
+    for (int back = last;;) {
+      real seen[4], after[4], grad_tau[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) seen[j] = row.holds(back + mine + j) ? g[j] * of_ray[j] : real(0);
+      sums_behind<kLanes>(seen, behind, after);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) grad_tau[j] = weight_vjp(through[j], g[j], after[j]);
+      store_factors(row, back + mine, at.sigma, at.delta, grad_tau, grad_sigma, grad_delta);
+      if (back == 0) break;
+      back -= 4 * kLanes;
+      load_four(grad_w, row, back + mine, g);
+      load_four(w, row, back + mine, of_ray);
+      load_four(sigma, row, back + mine, at.sigma);
+      load_four(delta, row, back + mine, at.delta);
+      load_four(kept, row, back + mine, through);
+    }
+  }
+}
+
+template <int kLanes>
+__global__ void __launch_bounds__(kThreads)
+    transmittance_backward_kernel(PackedRays rays, const real* sigma, const real* delta, const real* front,
+                                  const real* grad_front, real* grad_sigma, real* grad_delta) {
+  const auto row = rays.row(item() / kLanes);
+  real carry = 0;
+  for (int pass = passes<kLanes>(row) - 1; pass >= 0; --pass) {
+    const int i = 4 * (pass * kLanes + lane_in_group<kLanes>());
+    real g[4], before[4], s[4], d[4], seen[4], behind[4];
+    load_four(grad_front, row, i, g);
+    load_four(front, row, i, before);
+    load_four(sigma, row, i, s);
+    load_four(delta, row, i, d);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) seen[j] = row.holds(i + j) ? g[j] * before[j] : real(0);
+    sums_behind<kLanes>(seen, carry, behind);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) behind[j] = -behind[j];
+    store_factors(row, i, s, d, behind, grad_sigma, grad_delta);
   }
 }
 
@@ -165,10 +210,23 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+namespace {
+
+PackedRays packed(In<int64_t, kEdges> offsets, int64_t samples, std::initializer_list<const void*> arrays) {
+  require(offsets.size[0] >= 1, "offsets must have one number more than there are rays");
+  bool vectors = true;
+  for (const void* array : arrays) vectors = vectors && aligned(array, 16);
+  return {offsets.data, offsets.size[0] - 1, samples, vectors};
+}
+
+}  // namespace
+
 void weights_forward(Cuda q, In<real, kRays, kSamples> sigma, In<real, kRays, kSamples> delta,
                      Out<real, kRays, kSamples> w) {
-  launch("weights_forward", weights_forward_kernel<EqualRays>, blocks(w.size[0], kWarpsPerBlock), kThreads, q,
-         w.size[0], EqualRays{w.size[1]}, sigma.data, delta.data, w.data);
+  with_rays(w.size[0], w.size[1], {sigma.data, delta.data, w.data}, [&](auto rays, auto lanes) {
+    launch("weights_forward", weights_forward_kernel<lanes, false, decltype(rays)>,
+           blocks(rays.count, kThreads / lanes), kThreads, q, rays, sigma.data, delta.data, w.data);
+  });
 }
 
 void weights_backward(Cuda q, In<real, kRays, kSamples> sigma, In<real, kRays, kSamples> delta,
@@ -176,46 +234,50 @@ void weights_backward(Cuda q, In<real, kRays, kSamples> sigma, In<real, kRays, k
                       Maybe<Out<real, kRays, kSamples>> grad_sigma,
                       Maybe<Out<real, kRays, kSamples>> grad_delta) {
   if (!grad_sigma && !grad_delta) return;
-  launch("weights_backward", weights_backward_kernel<EqualRays>, blocks(w.size[0], kWarpsPerBlock), kThreads,
-         q, w.size[0], EqualRays{w.size[1]}, sigma.data, delta.data, w.data, grad_w.data, grad_sigma.data,
-         grad_delta.data);
+  with_rays(w.size[0], w.size[1],
+            {sigma.data, delta.data, w.data, grad_w.data, grad_sigma.data, grad_delta.data},
+            [&](auto rays, auto lanes) {
+              launch("weights_backward", weights_backward_kernel<lanes, decltype(rays)>,
+                     blocks(rays.count, kThreads / lanes), kThreads, q, rays, sigma.data, delta.data, w.data,
+                     grad_w.data, grad_sigma.data, grad_delta.data);
+            });
 }
 
 void weights_packed_forward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta,
                             In<int64_t, kEdges> offsets, Out<real, kSamples> w) {
-  require(offsets.size[0] >= 1, "offsets must have one number more than there are rays");
-  const int64_t rays = offsets.size[0] - 1;
-  launch("weights_packed_forward", weights_forward_kernel<PackedRays>, blocks(rays, kWarpsPerBlock), kThreads,
-         q, rays, PackedRays{offsets.data, sigma.size[0]}, sigma.data, delta.data, w.data);
+  const PackedRays rays = packed(offsets, w.size[0], {sigma.data, delta.data, w.data});
+  launch("weights_packed_forward", weights_forward_kernel<kPackedLanes, false, PackedRays>,
+         blocks(rays.count, kThreads / kPackedLanes), kThreads, q, rays, sigma.data, delta.data, w.data);
 }
 
 void weights_packed_backward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta,
                              In<int64_t, kEdges> offsets, In<real, kSamples> w, In<real, kSamples> grad_w,
                              Maybe<Out<real, kSamples>> grad_sigma, Maybe<Out<real, kSamples>> grad_delta) {
-  require(offsets.size[0] >= 1, "offsets must have one number more than there are rays");
   if (!grad_sigma && !grad_delta) return;
-  const int64_t rays = offsets.size[0] - 1;
-  launch("weights_packed_backward", weights_backward_kernel<PackedRays>, blocks(rays, kWarpsPerBlock),
-         kThreads, q, rays, PackedRays{offsets.data, sigma.size[0]}, sigma.data, delta.data, w.data,
+  const PackedRays rays = packed(
+      offsets, w.size[0], {sigma.data, delta.data, w.data, grad_w.data, grad_sigma.data, grad_delta.data});
+  launch("weights_packed_backward", weights_backward_kernel<kPackedLanes, PackedRays>,
+         blocks(rays.count, kThreads / kPackedLanes), kThreads, q, rays, sigma.data, delta.data, w.data,
          grad_w.data, grad_sigma.data, grad_delta.data);
 }
 
 void transmittance_forward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta,
                            In<int64_t, kEdges> offsets, Out<real, kSamples> front) {
-  require(offsets.size[0] >= 1, "offsets must have one number more than there are rays");
-  const int64_t rays = offsets.size[0] - 1;
-  launch("transmittance_forward", transmittance_forward_kernel, blocks(rays, kWarpsPerBlock), kThreads, q,
-         rays, PackedRays{offsets.data, sigma.size[0]}, sigma.data, delta.data, front.data);
+  const PackedRays rays = packed(offsets, front.size[0], {sigma.data, delta.data, front.data});
+  launch("transmittance_forward", weights_forward_kernel<kPackedLanes, true, PackedRays>,
+         blocks(rays.count, kThreads / kPackedLanes), kThreads, q, rays, sigma.data, delta.data, front.data);
 }
 
 void transmittance_backward(Cuda q, In<real, kSamples> sigma, In<real, kSamples> delta,
                             In<int64_t, kEdges> offsets, In<real, kSamples> front,
                             In<real, kSamples> grad_front, Maybe<Out<real, kSamples>> grad_sigma,
                             Maybe<Out<real, kSamples>> grad_delta) {
-  const int64_t rays = offsets.size[0] - 1;
-  launch("transmittance_backward", transmittance_backward_kernel, blocks(rays, kWarpsPerBlock), kThreads, q,
-         rays, PackedRays{offsets.data, sigma.size[0]}, sigma.data, delta.data, front.data, grad_front.data,
-         grad_sigma.data, grad_delta.data);
+  const PackedRays rays =
+      packed(offsets, front.size[0],
+             {sigma.data, delta.data, front.data, grad_front.data, grad_sigma.data, grad_delta.data});
+  launch("transmittance_backward", transmittance_backward_kernel<kPackedLanes>,
+         blocks(rays.count, kThreads / kPackedLanes), kThreads, q, rays, sigma.data, delta.data, front.data,
+         grad_front.data, grad_sigma.data, grad_delta.data);
 }
 
 void weights_from_alpha_forward(Cuda q, In<real, kRays, kSamples> alpha, Out<real, kRays, kSamples> w,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,9 +67,11 @@ def seconds(calls: Calls, device: torch.device, rounds: int = ROUNDS) -> float:
 
 
 def ceilings(device: torch.device, rounds: int = ROUNDS) -> dict[str, float]:
-    """`copy_gbs` (bytes read plus written) and `matmul_tflops`; on CUDA `graph_node_us` and `launch_us` too.
+    """`copy_gbs` (bytes read plus written) and `matmul_tflops`; on CUDA `matmul_tf32_tflops`, `fp32_tflops`,
+    `graph_node_us` and `launch_us` too.
 
-    Matrix products are bfloat16 on CUDA and float32 on a CPU, with as many threads as torch has now. On a
+    Matrix products are bfloat16 on CUDA and float32 on a CPU, with as many threads as torch has now;
+    `fp32_tflops` is that of float32 products without tensor cores: multiply-adds and nothing else. On a
     CPU, which others use too, the quickest round counts: what it can do, not what it did in the middle.
     """
     on_gpu = device.type == "cuda"
@@ -86,6 +89,11 @@ def ceilings(device: torch.device, rounds: int = ROUNDS) -> dict[str, float]:
     found = {"copy_gbs": 8 * numbers / copy / 1e9, "matmul_tflops": 2 * n**3 / product / 1e12}
     if on_gpu:
         del a, b, m, k
+        m, k = (torch.randn(n // 2, n // 2, device=device) for _ in range(2))
+        for name, allowed in (("matmul_tf32_tflops", True), ("fp32_tflops", False)):
+            with tf32(allowed):
+                found[name] = 2 * (n // 2) ** 3 / took(lambda: m @ k) / 1e12
+        del m, k
         small = torch.zeros(32, device=device)
         found["graph_node_us"] = 1e6 * seconds([lambda: small.add_(1) for _ in range(200)], device, rounds)
         torch.cuda.synchronize()
@@ -97,6 +105,17 @@ def ceilings(device: torch.device, rounds: int = ROUNDS) -> dict[str, float]:
     return found
 
 
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """While open, whether torch's float32 products on CUDA may round their factors to TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def cores() -> int:
     """Threads that the core's loops use on a CPU (csrc/cpu/parallel.cpp)."""
     asked = os.environ.get("RAYMARCH_THREADS")
@@ -105,6 +124,14 @@ def cores() -> int:
     return max(1, int(asked)) if asked.isdigit() else 1
 
 
-def floor_seconds(bytes_moved: float, flops: float, limits: dict[str, float]) -> float:
-    """The least time for so many bytes and so much arithmetic: the larger of the two at its ceiling."""
-    return max(bytes_moved / limits["copy_gbs"] / 1e9, flops / limits["matmul_tflops"] / 1e12)
+def floor_seconds(
+    bytes_moved: float,
+    flops: float,
+    limits: dict[str, float],
+    scalar_flops: float = 0.0,
+    matmul: str = "matmul_tflops",
+) -> float:
+    """The least time for so many bytes, `flops` of matrix products and other arithmetic: the largest of the
+    three at its ceiling. `matmul` names that of the products; what was not measured is `matmul_tflops`."""
+    rate, scalar_rate = (limits.get(x, limits["matmul_tflops"]) for x in (matmul, "fp32_tflops"))
+    return max(bytes_moved / limits["copy_gbs"] / 1e9, flops / rate / 1e12, scalar_flops / scalar_rate / 1e12)

@@ -19,7 +19,10 @@ SEVERAL: dict[str, Callable[[dict[str, Any]], int]] = {
     ),
     "rays_lens_backward": lambda a: 1 if a["same_every_time"] else 2,
     "mlp_backward": lambda a: 1 + (a["grad_params"] is not None),
-    "composite_backward": lambda a: 1 + (a["grad_feature"] is not None and a["g_feature"] is None),
+    "composite_forward": lambda a: 1 + (a["feature"] is not None),
+    "composite_backward": lambda a: (
+        1 + (a["feature"] is not None and (a["grad_feature"] is not None or a["g_feature"] is not None))
+    ),
     "hashgrid_backward": lambda a: 1 if a["exact"] is None else 3,
     "hashgrid_layout": lambda a: 0,
 }
