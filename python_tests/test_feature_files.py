@@ -197,6 +197,35 @@ def test_a_photo_more_or_less_leaves_the_others_alone(folder):
     assert (more.made, more.kept) == (1, 4)
 
 
+def test_an_interrupted_run_keeps_its_maps_when_photos_change(folder):
+    with pytest.raises(KeyboardInterrupt):
+        extract(folder, Means(broken=4))
+    Image.fromarray(photo(12, 8, 99)).save(folder / "images" / "001.png")
+    with pytest.raises(KeyboardInterrupt):
+        extract(folder, Means(broken=0))
+    Image.fromarray(photo(12, 8, 98)).save(folder / "images" / "004.png")
+    again = Means()
+    found = extract(folder, again)
+    assert again.calls == 2 and (found.made, found.kept) == (2, 3)
+    assert sorted(x.name for x in folder.glob("features_*")) == ["features_means.safetensors"]
+    listed = list_photos(folder)
+    maps = read_feature_maps(found.path, [name for name, _ in listed], [image for _, image in listed])
+    for (_, image), one in zip(listed, maps.maps, strict=True):
+        assert torch.equal(one, Means().encode(np.array(Image.open(image))))
+
+
+def test_a_torn_map_of_an_interrupted_run_is_no_map_of_the_next(folder):
+    with pytest.raises(KeyboardInterrupt):
+        extract(folder, Means(broken=4))
+    partial = folder / "features_means.safetensors.partial"
+    data = bytearray(partial.read_bytes())
+    data[-4 * 2 * 3 * WIDTH * 2] ^= 1  # in the second of five maps of 2 x 3 cells, which end the file
+    partial.write_bytes(data)
+    Image.fromarray(photo(12, 8, 98)).save(folder / "images" / "004.png")
+    again = Means()
+    assert extract(folder, again).kept == 3 and again.calls == 2
+
+
 def test_photos_of_one_name_in_two_folders_and_odd_names_keep_their_own_maps(tmp_path):
     folder = write_scene(tmp_path, count=3)
     meta = json.loads((folder / "transforms.json").read_text())

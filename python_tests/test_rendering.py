@@ -190,6 +190,7 @@ def test_colours_do_not_change_from_frame_to_frame(scene):
         (("--formats", "gif"), "gif"),
         (("--save-path", "x.json"), "--path"),
         (("--view", "test"), "test"),
+        (("--cameras", "gone.json"), "there is no file gone.json"),
     ],
 )
 def test_what_cannot_be_rendered_is_told(run, tmp_path, words, told):

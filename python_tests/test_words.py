@@ -291,7 +291,10 @@ def test_query_with_a_file_of_embeddings(trained, tmp_path):
 
 def test_a_threshold_that_nothing_reaches(trained, tmp_path):
     words = ("--out", tmp_path, "--side", 24, "--view", "train:0", "--device", "cpu", "--threshold", 2)
+    (tmp_path / "mug").mkdir()
+    (tmp_path / "mug" / "points.ply").touch()  # of an earlier query
     done = command("query", trained[0], "mug", *words)
     assert done.returncode == 0 and "nothing reaches 2" in done.stdout
     (query,) = json.loads((tmp_path / "query.json").read_text())["queries"]
     assert not query["found"] and "centroid" not in query
+    assert not (tmp_path / "mug" / "points.ply").exists()

@@ -26,6 +26,7 @@ from raymarch.trained import TrainedScene
 
 VIEWS = 12  # that are looked at where none is named
 SIDE = 512  # pixels of their longer side, at most
+SLUG = 48  # letters of a folder's name: four bytes each stay below what file systems take
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def slugs(texts: Sequence[str]) -> list[str]:
     """A folder name for each text, all different."""
     found: list[str] = []
     for text in texts:
-        base = re.sub(r"[^\w]+", "_", text.casefold()).strip("_") or "query"
+        base = re.sub(r"[^\w]+", "_", text.casefold()).strip("_")[:SLUG] or "query"
         name, count = base, 1
         while name in found:
             count += 1
@@ -187,6 +188,8 @@ def result(
         found["box"] = {"low": at.box[0].tolist(), "high": at.box[1].tolist()}
         write_ply(folder / "points.ply", points.columns(), comment="raymarch query, world units")
         found["cloud"] = f"{folder.name}/points.ply"
+    else:  # what an earlier query found is no answer to this one
+        (folder / "points.ply").unlink(missing_ok=True)
     return found | {"heat_range": [low, high], "views": rows}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,13 @@ class FeatureFile:
     info: dict[str, Any] = field(default_factory=dict)  # the recipe
     sha256: dict[str, str] = field(default_factory=dict)  # of the photos, where it is known
     missing: tuple[str, ...] = ()  # photos whose maps were never written
+    crc: dict[str, int] = field(default_factory=dict)  # CRC-32 of the maps' bytes, where it is known
+
+    def whole(self, name: str) -> bool:
+        """Whether the map of a photo is what was once written."""
+        assert isinstance(self.maps, Mapping)
+        data = self.maps[name].view(torch.uint8).numpy()
+        return name not in self.crc or zlib.crc32(data) == self.crc[name]
 
 
 def same_recipe(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -93,7 +101,11 @@ def read_feature_maps(
                 "which goes on where it stopped"
             )
         if missing := [name for name in names if name not in found.maps]:
-            raise SceneError(f"feature file {path} has no map for {some(missing)}")
+            held = f"those of {some(list(found.maps))}" if found.maps else "none"
+            raise SceneError(
+                f"feature file {path} has no map for {some(missing)}; the maps it has are {held}: name "
+                "each as transforms.json (or COLMAP) names the photo, folder included"
+            )
         maps = tuple(found.maps[name] for name in names)
     else:
         if len(found.maps) != len(names):
@@ -116,6 +128,7 @@ def open_feature_file(path: str | Path) -> FeatureFile:
     readers = {
         ".safetensors": _read_safetensors,
         ".partial": _read_safetensors,
+        ".before": _read_safetensors,  # of the writer
         ".npz": _read_npz,
         ".npy": _read_npy,
     }
@@ -172,10 +185,11 @@ def _read_safetensors(path: Path) -> FeatureFile:
             f"feature file {path} has format {ours['format']}, this raymarch reads up to {FORMAT}: upgrade it"
         )
     photos, recipe = [Photo(**x) for x in ours["photos"]], ours["recipe"]
-    done = tensors.pop(CHECKS).view(-1, 2)[:, 0].tolist()
-    missing = tuple(p.name for p, flag in zip(photos, done, strict=True) if flag != 1)
+    checks = tensors.pop(CHECKS).view(-1, 2).tolist()
+    missing = tuple(p.name for p, (flag, _) in zip(photos, checks, strict=True) if flag != 1)
     sha256 = {p.name: p.sha256 for p in photos}
-    return FeatureFile(path, tensors, str(recipe["encoder"]), recipe, sha256, missing)
+    crc = {p.name: crc for p, (_, crc) in zip(photos, checks, strict=True)}
+    return FeatureFile(path, tensors, str(recipe["encoder"]), recipe, sha256, missing, crc)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

@@ -31,27 +31,34 @@ class FeatureWriter:
     """Writes a feature file map by map, so that a killed run loses at most the map it was at.
 
     The file grows under the name PATH.partial, laid out in full from the start; the finished one takes its
-    place in one step. Maps already there are kept: those of an unfinished run of the same recipe and photos,
-    and those of a finished file whose photo and recipe have not changed. SceneError where PATH is not a
-    feature file of ours, is being written by another process, or cannot be written.
+    place in one step. Maps already there are kept: those of an unfinished run and of a finished file whose
+    photo and recipe have not changed. Where the photos of an unfinished run have changed, its file waits as
+    PATH.partial.before until its maps have moved. SceneError where PATH is not a feature file of ours, is
+    being written by another process, or cannot be written.
     """
 
     def __init__(self, path: Path, recipe: dict[str, Any], photos: Sequence[Photo], width: int):
         self.path, self.photos, self.width = path, tuple(photos), width
         self.partial = path.with_name(path.name + ".partial")
+        self._aside = path.with_name(path.name + ".partial.before")
         head = self._lay_out(recipe)
         before = self._before(recipe)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = self._opened()
+            if not self._resumes(head) and self._mine(self.partial, recipe) is not None:
+                os.replace(self.partial, self._aside)
+                locked, self._file = self._file, self._opened()
+                os.close(locked)
         except OSError as error:
             raise SceneError(f"{self.partial} cannot be written: {error.strerror}; choose --out") from None
-        self._lock()
         if not self._resumes(head):
             self._begin(head)
         self.done = self._verified()
         self.kept = sum(self.done)  # of an unfinished run
-        self.reused = 0 if before is None else self._reuse(before)
+        unfinished = self._mine(self._aside, recipe)
+        self.reused = sum(self._reuse(x) for x in (unfinished, before) if x is not None)
+        self._aside.unlink(missing_ok=True)
 
     def _lay_out(self, recipe: dict[str, Any]) -> bytes:
         """The header, and where every map goes."""
@@ -90,12 +97,23 @@ class FeatureWriter:
             )
         return found if same_recipe(found.info, recipe) else None
 
-    def _lock(self) -> None:
+    def _mine(self, path: Path, recipe: dict[str, Any]) -> FeatureFile | None:
+        """The unfinished file at `path`, if its maps can still serve."""
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = open_feature_file(path)
+        except SceneError:
+            return None
+        return found if found.info and same_recipe(found.info, recipe) else None
+
+    def _opened(self) -> int:
+        """The unfinished file, which nobody else writes from now on."""
+        file = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            os.close(self._file)
+            os.close(file)
             raise SceneError(f"{self.partial} is being written by another `raymarch extract`") from None
+        return file
 
     def _resumes(self, head: bytes) -> bool:
         size = os.fstat(self._file).st_size
@@ -128,7 +146,9 @@ class FeatureWriter:
         for i, p in enumerate(self.photos):
             known = before.maps.get(p.name) if isinstance(before.maps, Mapping) else None
             same = before.sha256.get(p.name) == p.sha256 and p.name not in before.missing
-            if not self.done[i] and same and known is not None and known.shape == self.shape(i):
+            fits = same and known is not None and known.shape == self.shape(i)
+            if not self.done[i] and fits and before.whole(p.name):
+                assert known is not None
                 self.write(i, known)
                 count += 1
         return count

@@ -58,9 +58,12 @@ def feature_maps(
     if len(listed) != len(names):
         raise SceneError(f"there are {len(listed)} feature maps for {len(names)} images")
     maps = tuple(_map(x, size, name) for x, size, name in zip(listed, sizes, names, strict=True))
-    widths = sorted({x.shape[2] for x in maps})
-    if len(widths) > 1:
-        raise SceneError(f"feature maps differ in width: {widths}")
+    width = maps[0].shape[2]
+    for name, cells in zip(names, maps, strict=True):
+        if cells.shape[2] != width:
+            raise SceneError(
+                f"feature maps differ in width: {names[0]} has {width} channels, {name} {cells.shape[2]}"
+            )
     return FeatureMaps(maps, kind, mode, beside, info)
 
 

@@ -154,6 +154,8 @@ def read_json(path: Path) -> dict:
     """The object in a JSON file. SceneError gives the place where the file breaks."""
     try:
         data = path.read_bytes()
+    except FileNotFoundError:
+        raise SceneError(f"there is no file {path}") from None
     except OSError as error:
         raise SceneError(f"{path} cannot be read as JSON: {(error.strerror or str(error)).lower()}") from None
     return json_object(data, path)
