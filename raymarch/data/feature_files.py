@@ -61,7 +61,7 @@ class FeatureFile:
         """Whether the map of a photo is what was once written."""
         assert isinstance(self.maps, Mapping)
         data = self.maps[name].view(torch.uint8).numpy()
-        return name not in self.crc or zlib.crc32(data) == self.crc[name]
+        return name not in self.crc or zlib.crc32(data.tobytes()) == self.crc[name]
 
 
 def same_recipe(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
