@@ -8,7 +8,8 @@ SCENE is `synthetic` (the scene of `raymarch demo`) or a folder that `raymarch t
 pose is turned by NOISE degrees and moved by NOISE per cent of the scene's size (the distance of the outermost
 training camera from the cameras' mean), or as --noise 2,5 says; the scene's own poses count as truth. Errors
 are medians after a similarity alignment over the training cameras. Held-out PSNR is measured with held-out
-poses as given (`none`) and moved by the similarity from true training poses to refined ones (`align`).
+poses as given (`none`) and moved by the similarity from true training poses to refined ones (`align`);
+with --refine also with held-out poses refined, as `raymarch eval --poses refine` does and says.
 --focal and --k1 make all lenses wrong: focal lengths by so many per cent, and k1 by so much.
 --set changes any setting. The curve of every row is written as JSON into OUT, and with --record into the
 record of the GPU as well.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +37,8 @@ from raymarch.data.perturb import PoseNoise, disturbed, scene_size, with_wrong_l
 from raymarch.data.scene import Scene, load
 from raymarch.data.synthetic import make_scene
 from raymarch.train.evaluate import evaluate
-from raymarch.train.runs import start, subset
+from raymarch.train.held_out import evaluate_refined
+from raymarch.train.runs import OpenRun, start, subset
 from raymarch.train.trainer import Progress, Trainer
 
 SYNTHETIC = (  # settings of its rows, after the preset and before --set
@@ -143,10 +146,18 @@ def held_out(
     return result
 
 
+def held_out_refined(run: Path, scene: Scene, device: str) -> float:
+    """PSNR of held-out photos by PROTOCOLS["refine"] of train/held_out.py."""
+    photos, names = [scene.images[i] for i in scene.test], [scene.names[i] for i in scene.test]
+    rows = evaluate_refined(OpenRun(run, device), photos, names, scene.background)
+    return statistics.fmean(row.psnr for row, *_ in rows)
+
+
 def train_row(args: argparse.Namespace, scene: Scene, noise: PoseNoise, config: Config) -> dict[str, Any]:
     """Train from disturbed poses; the curve, the last errors and held-out quality."""
     noisy, wild = disturbed(with_wrong_lenses(scene, args.focal, args.k1), noise)
-    trainer = start(noisy, config, device=args.device)
+    folder = tempfile.TemporaryDirectory() if args.refine and scene.test else None
+    trainer = start(noisy, config, folder.name if folder else None, device=args.device)
     truth = scene.cameras.camera_to_worlds[list(scene.train)]
     given = noisy.cameras.camera_to_worlds[list(scene.train)]
     agreeing = [i for i, photo in enumerate(scene.train) if photo not in wild]
@@ -168,6 +179,10 @@ def train_row(args: argparse.Namespace, scene: Scene, noise: PoseNoise, config: 
     last = {k: v for k, v in curve[-1].items() if k not in ("psnr_rays", "step")}
     found: dict[str, Any] = last | held_out(trainer, noisy, given, truth, agreeing) | {"steps": trainer.step}
     found["wall_seconds"] = time.perf_counter() - began
+    if folder is not None:
+        found["psnr_refine"] = held_out_refined(Path(folder.name), scene, args.device)
+        trainer.claim = None
+        folder.cleanup()
     if trainer.notes:
         found["notes"] = trainer.notes
     if trainer.model.trust is not None:
@@ -202,6 +217,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=40, help="of the synthetic scene")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("runs/poses"))
+    parser.add_argument("--refine", action="store_true", help="also judge held-out photos with poses refined")
     parser.add_argument("--name", default="", help="prefix of the rows' names")
     parser.add_argument("--record", action="store_true", help="also merge the results into the GPU's record")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")

@@ -17,6 +17,8 @@ from typing import Any
 from raymarch.model import ModelConfig
 from raymarch.model.fields import FeatureConfig, FieldsConfig, GridConfig, ProposalConfig, RadianceConfig
 from raymarch.model.poses import PosesConfig
+from raymarch.train.bundle import BundleConfig
+from raymarch.train.matches import MatchConfig
 from raymarch.train.optim import GroupConfig, OptimConfig
 from raymarch.train.trainer import TrainerConfig
 
@@ -29,6 +31,8 @@ class ConfigError(ValueError):
 class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    bundle: BundleConfig = field(default_factory=BundleConfig)
+    matches: MatchConfig = field(default_factory=MatchConfig)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class ProposalField(nn.Module):
         """Density at the intervals' midpoints, [R, S]."""
         y = unit_positions(rays, samples, self.norm)
         sigma = density(self.mlp(self.grid(y, rays.sight)), y, self.config.average_init_density)
-        return sigma.view(samples.t.shape[0], -1)
+        return sigma.view(samples.t.shape[0], samples.t.shape[1] - 1)
 
 
 class RadianceField(nn.Module):

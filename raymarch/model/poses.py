@@ -74,6 +74,29 @@ def compose(camera_to_worlds: Tensor, adjustment: Tensor, how: str) -> Tensor:
     return torch.cat([turned, moved], dim=-1)
 
 
+def logarithm(R: Tensor, t: Tensor, mode: str) -> Tensor:
+    """The six numbers [C, 6] whose `pose` has rotation R [C, 3, 3], by less than half a turn, and t [C, 3].
+
+    float64. The rotation's logarithm is that of its quaternion's axis; of SE3, rho = V(w)^-1 t.
+    """
+    across = torch.stack(
+        [R[:, 2, 1] - R[:, 1, 2], R[:, 0, 2] - R[:, 2, 0], R[:, 1, 0] - R[:, 0, 1]], -1
+    )  # 2 sin(angle) axis
+    double = across.norm(dim=-1)
+    angle = torch.atan2(double, R.diagonal(dim1=1, dim2=2).sum(-1) - 1)
+    w = across * torch.where(double > 1e-9, angle / double.clamp_min(1e-9), 0.5)[:, None]
+    if mode == "SE3":
+        eye = torch.eye(3, dtype=R.dtype).expand_as(R)
+        K = torch.linalg.cross(w[:, None, :].expand_as(R), eye, dim=-1).transpose(1, 2)
+        half = torch.sinc(angle / (2 * math.pi))
+        small = angle < 1e-2
+        safe = torch.where(small, 1.0, angle)
+        third = torch.where(small, 1 / 6 - angle.square() / 120, (safe - safe.sin()) / safe**3)
+        V = eye + (half.square() / 2)[:, None, None] * K + third[:, None, None] * (K @ K)
+        t = torch.linalg.solve(V, t[..., None])[..., 0]
+    return torch.cat([t, w], -1)
+
+
 class Poses(nn.Module):
     """The adjustments of `cameras` training cameras; ids are places in that list, not frame numbers.
 
@@ -185,6 +208,29 @@ class Poses(nn.Module):
                 mine.copy_(found)
         if self._matrix is not None:
             self._keep_matrix(self._matrix.device)
+
+    @torch.no_grad()
+    def go_to(self, given: Tensor, wanted: Tensor) -> None:
+        """Set the adjustments so that poses `given` [C, 3, 4] become `wanted`, in place.
+
+        Frozen cameras stay, and what the gauge takes out (to first order a common motion) is left out.
+        """
+        if self.adjustment is None:
+            raise ValueError("poses: mode is off, so there are no adjustments to set")
+        R, t = given[..., :3].cpu().double(), given[..., 3].cpu().double()
+        to, at = wanted[..., :3].cpu().double(), wanted[..., 3].cpu().double()
+        back = R.transpose(1, 2)
+        moved = at - t
+        if self.config.compose == "camera":
+            turn, moved = back @ to, (back @ moved[..., None])[..., 0]
+        else:
+            turn = to @ back
+        xi = logarithm(turn, moved, self.config.mode)
+        if self.whitening is not None:
+            xi = torch.linalg.solve(self.whitening.cpu().double(), xi[..., None])[..., 0]
+        if self.free is not None:
+            xi = torch.where(self.free.cpu(), xi, 0.0)
+        self.adjustment.copy_(xi)
 
     def forward(self, cameras: Tensor | None = None) -> Tensor | None:
         """Adjustments [C, 3, 4], or those of the cameras asked for, by id. None where the mode is off."""

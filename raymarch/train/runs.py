@@ -22,8 +22,10 @@ from raymarch.data.store import ours
 from raymarch.data.window import pixel_source
 from raymarch.model import Model
 from raymarch.train import checkpoint
+from raymarch.train.bundle import bundle
 from raymarch.train.claim import CONFIG, check_vacant, claim
 from raymarch.train.guard import guard
+from raymarch.train.matches import check_lenses
 from raymarch.train.refinable import check_refinable
 from raymarch.train.settings import as_config_error, check_settings
 from raymarch.train.trainer import LOG, Trainer, load_model
@@ -161,8 +163,15 @@ def begin(trainer: Trainer, run: Path) -> None:
 
 
 def guarded(trainer: Trainer, scene: Scene) -> Trainer:
-    """The trainer, which will compare refined poses with poses as given where its config asks for it."""
+    """The trainer, which will adjust poses to one another, and compare refined poses with poses as given,
+    where its config asks for it."""
     config = trainer.config
+    if trainer.full_config.train.bundle.at:
+        if trainer.model.poses.adjustment is None:
+            raise ConfigError("train.bundle.at adjusts poses, but model.poses.mode is off: set it to SO3xR3")
+        with as_config_error("matches"):
+            check_lenses(trainer.source.cameras)
+        trainer.adjust = lambda: bundle(trainer, scene)
     if not config.guard_at or trainer.model.poses.adjustment is None:
         return trainer
     if not scene.test:

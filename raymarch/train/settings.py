@@ -14,6 +14,7 @@ from raymarch.config import Config, ConfigError
 from raymarch.model.losses import DEPTH_KINDS
 from raymarch.model.rays import box_on
 from raymarch.ops.sample import JITTERS, SPACINGS
+from raymarch.train.bundle import releases
 
 AT_LEAST = {
     "train.trainer.steps": 1,
@@ -25,6 +26,14 @@ AT_LEAST = {
     "train.trainer.photos_every": 1,
     "train.trainer.guard_at": 0,
     "train.trainer.guard_steps": 1,
+    "train.bundle.hold": 0,
+    "train.bundle.brake": 0,
+    "train.bundle.rounds": 1,
+    "train.bundle.steps": 1,
+    "train.matches.points": 1,
+    "train.matches.partners": 1,
+    "train.matches.patch": 3,
+    "train.matches.steps": 1,
     "model.rays.near": 0,
     "model.reduced.samples": 1,
     "model.reduced.steps": 1,
@@ -58,7 +67,22 @@ def check_settings(config: Config) -> None:
     seed = config.train.trainer.seed
     if not -SEEDS <= seed < SEEDS:
         raise ConfigError(f"train.trainer.seed is {seed}, expected a number of 64 bits")
+    _check_bundle(config)
     _check_model(config)
+
+
+def _check_bundle(config: Config) -> None:
+    bundle, sides = config.train.bundle, config.train.matches.sides
+    if min(bundle.at, default=1) < 1:
+        raise ConfigError(f"train.bundle.at is {bundle.at}, expected steps of at least 1")
+    if min(sides, default=0) < 16:
+        raise ConfigError(f"train.matches.sides is {sides}, expected some, of at least 16 pixels")
+    last = max(releases(bundle), default=0)
+    if 0 < config.train.trainer.guard_at < last:
+        raise ConfigError(
+            f"train.trainer.guard_at is {config.train.trainer.guard_at}, expected 0 or at least "
+            f"{last}: until then poses are held by train.bundle.at and train.bundle.hold"
+        )
 
 
 def _check_model(config: Config) -> None:

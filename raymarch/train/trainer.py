@@ -31,6 +31,7 @@ from raymarch.nn import HashGrid
 from raymarch.ops import find_non_finite
 from raymarch.ops.field_to_pixels import advance, loss_room, sum_losses
 from raymarch.train import checkpoint
+from raymarch.train.bundle import releases
 from raymarch.train.interrupt import Interrupts, kept_back
 from raymarch.train.optim import Adam, learning_rate
 
@@ -127,7 +128,10 @@ class Trainer:
         self.optim = Adam(model.groups(), config.train.optim, grids)
         self.counter = torch.tensor([self.config.seed, 0], dtype=torch.int64, device=self.device)
         self.healthy = torch.ones(1, dtype=torch.bool, device=self.device)
-        self.brake = torch.ones(1, device=self.device)  # on the learning rates of cameras; train/guard.py
+        # On the learning rates of cameras; train/guard.py, train/bundle.py.
+        self.brake = torch.ones(1, device=self.device)
+        self.adjust: Callable[[], object] | None = None  # called at the steps of `train.bundle.at`
+        self.adjusted = torch.zeros(1, dtype=torch.int64)  # the last of them
         self.judge: Callable[[], object] | None = None  # called at `guard_at`; what it returns becomes a note
         self.notes: list[str] = []  # what a user should know after training
         self.names: list[str] = []
@@ -171,7 +175,7 @@ class Trainer:
         """Each group's learning rate [1]; those of cameras are braked where something may brake them."""
         rates = {name: row[i + 2 : i + 3] for i, name in enumerate(self.optim.groups)}
         for name in ("poses", "intrinsics"):
-            if name in rates and self.config.guard_at:
+            if name in rates and (self.config.guard_at or self.full_config.train.bundle.at):
                 rates[name] = rates[name] * self.brake
         return rates
 
@@ -281,14 +285,34 @@ class Trainer:
             raise KeyboardInterrupt
 
     def _train(self, steps: int | None, on_progress: Callable[[Progress], None] | None) -> None:
-        at = self.config.guard_at
-        asked = self.judge is not None and self.step <= at and at > 0
-        for stop in (at, steps) if asked else (steps,):
+        for stop, act in [*self._pauses(steps), (steps, None)]:
             for progress in self.iterate(stop):
                 if on_progress:
                     on_progress(progress)
-            if asked and self.step == at and self.judge is not None:
-                self.notes.append(str(self.judge()))
+            if act is not None and self.step == stop and (note := act()) is not None:
+                self.notes.append(str(note))
+
+    def _pauses(self, steps: int | None) -> list[tuple[int, Callable[[], object]]]:
+        """Steps up to `steps` at which something looks at the cameras before training goes on, in order."""
+        found: list[tuple[int, Callable[[], object]]] = []
+        if self.adjust is not None:
+            found += [(at, self._release) for at in releases(self.full_config.train.bundle)]
+            found += [
+                (at, self._adjust) for at in self.full_config.train.bundle.at if at > int(self.adjusted)
+            ]
+        if self.judge is not None and self.config.guard_at > 0:
+            found.append((self.config.guard_at, self.judge))
+        end = self.config.steps if steps is None else min(steps, self.config.steps)
+        return sorted(((at, act) for at, act in found if self.step <= at <= end), key=lambda pause: pause[0])
+
+    def _release(self) -> None:
+        self.brake.fill_(self.full_config.train.bundle.brake)
+
+    def _adjust(self) -> object:
+        assert self.adjust is not None
+        found = self.adjust()
+        self.adjusted.fill_(self.step)
+        return found
 
     def _out_of_memory(self) -> str:
         where = "GPU memory" if self.device.type == "cuda" else "memory"
@@ -370,7 +394,7 @@ class Trainer:
         found = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         found |= {f"optim.{k}": v for k, v in self.optim.state().items()}
         found |= {f"scene.{k}": v for k, v in self.scene_tensors.items()}
-        return found | {"counter": self.counter, "brake": self.brake}
+        return found | {"counter": self.counter, "brake": self.brake, "adjusted": self.adjusted}
 
     def save(self, keep: int | None = None) -> Path | None:
         """Write a checkpoint of this step into the run folder, and keep so many (default: the config's)."""
@@ -402,8 +426,9 @@ class Trainer:
             )
         self.optim.load(optim)
         self.counter.copy_(tensors["counter"])
-        if "brake" in tensors:
-            self.brake.copy_(tensors["brake"])
+        for name, own in (("brake", self.brake), ("adjusted", self.adjusted)):
+            if name in tensors:
+                own.copy_(tensors[name])
         self.continue_at(meta["step"])
         self.seconds = meta["seconds"]
         if self.run is not None:
