@@ -4,7 +4,8 @@
     python -m bench.poses SCENES/fox_full --preset nerfacto --steps 10000 --noise 2 --device cuda --record
     python -m bench.poses synthetic --noise 0 --modes off --focal 3 --set model.intrinsics.refine=focal
 
-SCENE is `synthetic` (the scene of `raymarch demo`) or a folder that `raymarch train` reads. Every training
+SCENE is `synthetic` (the scene of `raymarch demo`) or a folder that `raymarch train` reads; preset f3rm is given
+made up features, those of bench.quality, where the scene has none. Every training
 pose is turned by NOISE degrees and moved by NOISE per cent of the scene's size (the distance of the outermost
 training camera from the cameras' mean), or as --noise 2,5 says; the scene's own poses count as truth. Errors
 are medians after a similarity alignment over the training cameras. Held-out PSNR is measured with held-out
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 
 from bench import record
+from bench.quality import with_features
 from raymarch.apps.demo import demo_scene, into_learnt_frame
 from raymarch.config import Config, override, preset
 from raymarch.data.alignment import align
@@ -223,6 +225,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     args = parser.parse_args()
     scene = scene_of(args.scene, args.size, args.views)
+    if args.preset == "f3rm" and scene.features is None:
+        scene = with_features(scene)
     degrees, percent = numbers(args.noise)
     args.out.mkdir(parents=True, exist_ok=True)
     for mode in args.modes.split(","):
