@@ -20,7 +20,7 @@ from raymarch.data.scene import Scene
 from raymarch.data.synthetic import feature_maps, make_scene
 from raymarch.profiling.launches import Launches
 from raymarch.train.runs import start
-from raymarch.train.trainer import Trainer
+from raymarch.train.trainer import Kind, Trainer
 
 
 def small(config: Config) -> Config:
@@ -67,9 +67,9 @@ def launches(config: Config, update_proposals: bool = True) -> Counter[str]:
     trainer.model.train()
     with trainer.optim.keeping_copies():
         for _ in range(2):
-            trainer._one_step(update_proposals)
+            trainer._one_step(Kind(update_proposals))
         with Launches() as counted:
-            trainer._one_step(update_proposals)
+            trainer._one_step(Kind(update_proposals))
     return counted.found
 
 

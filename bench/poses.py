@@ -4,10 +4,10 @@
     python -m bench.poses SCENES/fox_full --preset nerfacto --steps 10000 --noise 2 --device cuda --record
     python -m bench.poses synthetic --noise 0 --modes off --focal 3 --set model.intrinsics.refine=focal
 
-SCENE is `synthetic` (the scene of `raymarch demo`) or a folder that `raymarch train` reads; preset f3rm is given
-made up features, those of bench.quality, where the scene has none. Every training
-pose is turned by NOISE degrees and moved by NOISE per cent of the scene's size (the distance of the outermost
-training camera from the cameras' mean), or as --noise 2,5 says; the scene's own poses count as truth. Errors
+SCENE is `synthetic` (the scene of `raymarch demo`) or a folder that `raymarch train` reads; preset f3rm is
+given the made up features of bench.quality where the scene has none. Every training pose is turned by NOISE
+degrees and moved by NOISE per cent of the scene's size (the distance of the outermost training camera from
+the cameras' mean), or as --noise 2,5 says; the scene's own poses count as truth. Errors
 are medians after a similarity alignment over the training cameras. Held-out PSNR is measured with held-out
 poses as given (`none`) and moved by the similarity from true training poses to refined ones (`align`);
 with --refine also with held-out poses refined, as `raymarch eval --poses refine` does and says.

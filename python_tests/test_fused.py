@@ -334,3 +334,28 @@ def test_filled_halves_say_what_floats_say(device):
     got = radiance_inputs_backward(*known, 2, grad_sigma, grad, None, 0, None)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_poses_move_in_every_third_step(fused):
+    """In the others they keep their numbers and their count of steps."""
+    there = scene()
+    steps = ("train.trainer.steps=20", "train.trainer.rays=128", "train.trainer.poses_every=3")
+    options = (
+        *steps,
+        "train.optim.poses.warmup=0",
+        "train.optim.poses.delay=0",
+        f"train.trainer.fused={fused}",
+    )
+    trainer = start(there, config(*options, "model.poses.translation_penalty=0.1"), device="cpu")
+    seen = []
+    for step in range(1, 8):
+        for _ in trainer.iterate(step):
+            pass
+        seen.append((trainer.model.poses.adjustment.detach().clone(), int(trainer.optim.steps["poses"])))
+    assert [count for _, count in seen] == [1, 1, 1, 2, 2, 2, 3]
+    for k in (1, 2, 4, 5):
+        assert torch.equal(seen[k][0], seen[k - 1][0])
+    for k in (3, 6):
+        assert not torch.equal(seen[k][0], seen[k - 1][0])
+    assert int(trainer.optim.steps["fields"]) == 7

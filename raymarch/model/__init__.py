@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 
 from raymarch.model.exact import density_at_once
@@ -87,23 +89,26 @@ class Model(nn.Module):
         anneal: Tensor | None = None,
         detail: Tensor | None = None,
         update_proposals: bool = True,
+        move: bool = True,
         heads: frozenset[str] | None = None,
     ) -> Rendering:
         """Render pixels of cameras.
 
         `train` refines poses and lenses, jitters samples and uses each camera's appearance; `counter` [2]
         int64 = (seed, step) feeds the jitter, `anneal` [1] sharpens proposal weights, and `detail` [1] is the
-        log2 of the finest grid resolution that leads poses, all on the device.
+        log2 of the finest grid resolution that leads poses, all on the device. Without `move` no gradient
+        flows to poses and lenses.
         """
         heads = self.heads() if heads is None else heads
-        rays = generate(
-            pixels,
-            self.intrinsics(cameras) if train else cameras,
-            self.poses() if train else None,
-            self.config.rays,
-            train,
-            compose=self.config.poses.compose,
-        )
+        with contextlib.nullcontext() if move else torch.no_grad():
+            rays = generate(
+                pixels,
+                self.intrinsics(cameras) if train else cameras,
+                self.poses() if train else None,
+                self.config.rays,
+                train,
+                compose=self.config.poses.compose,
+            )
         if detail is not None and self.refines:
             poses = self.config.poses
             rays = replace(rays, sight=Sight(detail, poses.smooth_slope, poses.blur_map))

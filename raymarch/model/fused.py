@@ -61,14 +61,16 @@ class FusedPipeline:
         anneal: Tensor | None = None,
         update: bool = True,
         jitter: str | None = None,
+        move: bool = True,
     ) -> tuple[Seen, Weighing, Tensor | None, Gradients]:
         """Losses of pixels and their gradients: what is seen, how to weigh it, the poses' penalty, gradients.
 
-        Arguments as `Model.forward` while training; gradients are those of the weighted losses' sum. Adds to
-        the gradients of tables and codes: whoever uses them sets them to zero again.
+        Arguments as `Model.forward` while training; gradients are those of the weighted losses' sum, without
+        those of poses and lenses where not `move`. Adds to the gradients of tables and codes: whoever uses
+        them sets them to zero again.
         """
         found = Gradients(self._sums)
-        rays = self.rays_to_samples(pixels, counter, anneal, jitter, update)
+        rays = self.rays_to_samples(pixels, counter, anneal, jitter, update, move)
         at = self.samples_to_field(pixels, rays)
         seen = self.field_to_pixels(pixels, rays, at, counter)
         weighing = self.field_to_pixels.weighing(pixels, seen)

@@ -82,8 +82,12 @@ class RaysToSamples:
         anneal: Tensor | None,
         jitter: str | None = None,
         update: bool = True,
+        move: bool = True,
     ) -> RaySamples:
-        """Poses, rays and every level of samples of pixels [R]; `update` says that proposals are trained."""
+        """Poses, rays and every level of samples of pixels [R].
+
+        `update` says that proposals are trained, `move` that what is refined of cameras is.
+        """
         config = self.config
         adjustment = penalty = None
         xi = self._six_numbers()
@@ -121,7 +125,7 @@ class RaysToSamples:
             kept = (encoded, h) if update else (None, None)
             levels.append(Level(level.s, level.t, level.y, kept[0], kept[1], w))
             level = Level(s, t, y_new)
-        samples, lenses = (*levels, level), (cameras.intrinsics, distortion, self.model.refines)
+        samples, lenses = (*levels, level), (cameras.intrinsics, distortion, self.model.refines and move)
         return RaySamples(rayed.origins, rayed.directions, samples, xi, adjustment, penalty, *lenses)
 
     def _six_numbers(self) -> Tensor | None:

@@ -132,7 +132,7 @@ class Training:
     def eager(self) -> None:
         trainer = self.trainer
         trainer.source.prepare(trainer.step)
-        trainer._one_step(bool(trainer._updates[trainer.step]))
+        trainer._one_step(trainer.kind(trainer.step))
         trainer.step += 1
 
     def updates(self, count: int) -> int:
@@ -140,9 +140,10 @@ class Training:
         return sum(self.trainer._updates[self.first : self.first + count])
 
     def fullest(self) -> int:
-        """A step in which the proposals learn, if one of the next has them learn."""
-        soon = self.trainer._updates[self.first : self.first + 8]
-        return soon.index(True) if True in soon else 0
+        """Of the next steps, one in which as much learns as in any."""
+        last = len(self.trainer._updates)
+        kinds = [self.trainer.kind(step) for step in range(self.first, min(self.first + 32, last))]
+        return kinds.index(max(kinds)) if kinds else 0
 
     def owners(self) -> tuple[dict[int, str], dict[tuple, str]]:
         fused = self.trainer._fused

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HUBER = 0.5  # pixels of the finest level, beyond which a residual counts linearly
 FAR_OFF = 4.0  # times the median residual, and at least MOST_OFF: a match beyond is left out
 MOST_OFF = 1.5  # pixels
+LEAST_FIT = 3.0  # pixels of the median residual at the end, or the poses stay: nothing was found to agree on
 LEAST_MATCHES = 50  # for a camera to be moved
 LEAST_CAMERAS = 0.5  # part of those that may move that must have as many, or all stay
 POINTS = 4096  # eliminated at once
@@ -234,6 +235,8 @@ def adjust(
         fits &= places[m.point] > 1
         kept = m.kept(fits)
         problem.matches, problem.across = kept, problem.across[fits]
+    if size > LEAST_FIT:
+        return Adjusted(given, 0, before, size, tuple(allowed.nonzero()[:, 0].tolist()))
     found = torch.cat([problem.R, problem.c[..., None]], -1)
     for i in allowed.nonzero()[:, 0].tolist():
         found[i, :, :3] = nearest_rotation(found[i, :, :3])
@@ -258,7 +261,8 @@ class Bundled:
         if not found.matches:
             return (
                 f"bundle adjustment at step {self.step} moved nothing: photos show too little of the same, "
-                "or the map is too poor yet (train.bundle.at later)"
+                "or the map is too poor yet to say where "
+                f"({found.before:.1f} pixels off): try train.bundle.at later"
             )
         words = (
             f"bundle adjustment at step {self.step}: {found.matches} matches, off by {found.before:.2f} "
@@ -292,7 +296,7 @@ def bundle(trainer: Trainer, scene: Scene) -> Bundled:
         poses.go_to(given, found.camera_to_worlds)
         for moments in trainer.optim.first["poses"]:
             moments.zero_()
-    trainer.brake.zero_()
+        trainer.brake.zero_()
     before = refined.cpu().double()
     turned = rotation_angle(before[:, :, :3].transpose(1, 2) @ found.camera_to_worlds[:, :, :3]).rad2deg()
     moved = (before[:, :, 3] - found.camera_to_worlds[:, :, 3]).norm(dim=-1)

@@ -144,9 +144,10 @@ class Adam:
         for grid in kept:
             grid.mark_current()
 
-    def zero_grad(self) -> None:
-        for params in self.groups.values():
-            for p in params:
+    def zero_grad(self, names: Iterable[str] | None = None) -> None:
+        """Forget the gradients of all groups, or of those named."""
+        for name, params in self.groups.items():
+            for p in params if names is None or name in names else ():
                 p.grad = None
 
     def state(self) -> dict[str, Tensor]:

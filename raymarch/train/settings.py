@@ -24,6 +24,7 @@ AT_LEAST = {
     "train.trainer.keep": 1,
     "train.trainer.photos_gb": 0,
     "train.trainer.photos_every": 1,
+    "train.trainer.poses_every": 1,
     "train.trainer.guard_at": 0,
     "train.trainer.guard_steps": 1,
     "train.bundle.hold": 0,

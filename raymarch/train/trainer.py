@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class TrainerConfig:
     fused: bool = True  # train in fused stages where they can do all that the config asks for
     photos_gb: float = 0.0  # most device memory for photos and feature maps; 0: most of what is free
     photos_every: int = 4  # steps between replacements, where not all of them fit
+    poses_every: int = 1  # poses and lenses move in every so manieth step, and cost nothing in the others
     # Step at which pose refinement must show that held-out pixels gain by it (train/guard.py); 0: never.
     guard_at: int = 0
     guard_steps: int = 500  # trained with poses refined and again with poses as given, then compared
@@ -98,6 +99,22 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says where it stopped and what was saved."""
 
 
+CAMERAS = ("poses", "intrinsics")  # groups of parameters that move cameras
+
+
+class Kind(NamedTuple):
+    """What learns in a step, beside the fields."""
+
+    update_proposals: bool = True
+    move: bool = True  # poses and lenses, where they are refined
+
+    def steps(self, group: str) -> bool:
+        """Whether a group of parameters does."""
+        return not (
+            (group == "proposals" and not self.update_proposals) or (group in CAMERAS and not self.move)
+        )
+
+
 @dataclass(frozen=True)
 class Progress:
     """What the trainer reports every `log_every` steps."""
@@ -137,7 +154,7 @@ class Trainer:
         self.names: list[str] = []
         self.seconds = 0.0
         self.step = 0
-        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[Kind, torch.cuda.CUDAGraph] = {}
         self._eager_steps = 0
         self.interrupts = Interrupts()
         self.claim: object = None  # keeps the run folder this process's; train/claim.py
@@ -161,43 +178,49 @@ class Trainer:
         self._leads_coarsely = poses.coarse_resolution > 0 or poses.smooth_slope
         self._updates = updates_at(self.config.steps, sampler)
         groups = list(self.optim.groups)
-        flags = {True: [True for _ in groups], False: [name != "proposals" for name in groups]}
-        self._stepping = {k: torch.tensor(v).to(torch.int64).to(self.device) for k, v in flags.items()}
+        self._stepping = {
+            kind: torch.tensor([kind.steps(name) for name in groups], dtype=torch.int64, device=self.device)
+            for kind in (Kind(update, move) for update in (True, False) for move in (True, False))
+        }
 
-    def _one_step(self, update_proposals: bool) -> None:
+    def kind(self, step: int) -> Kind:
+        """What learns in a step."""
+        return Kind(bool(self._updates[step]), step % self.config.poses_every == 0)
+
+    def _one_step(self, kind: Kind) -> None:
         """Everything between two steps. No host synchronisation; captured into a CUDA graph."""
         if self._fused is not None:
-            self._fused_step(self._fused, update_proposals)
+            self._fused_step(self._fused, kind)
         else:
-            self._composed_step(update_proposals)
+            self._composed_step(kind)
 
     def _rates(self, row: Tensor) -> dict[str, Tensor]:
         """Each group's learning rate [1]; those of cameras are braked where something may brake them."""
         rates = {name: row[i + 2 : i + 3] for i, name in enumerate(self.optim.groups)}
-        for name in ("poses", "intrinsics"):
+        for name in CAMERAS:
             if name in rates and (self.config.guard_at or self.full_config.train.bundle.at):
                 rates[name] = rates[name] * self.brake
         return rates
 
     @torch.no_grad()
-    def _fused_step(self, pipeline: FusedPipeline, update_proposals: bool) -> None:
+    def _fused_step(self, pipeline: FusedPipeline, kind: Kind) -> None:
         row = self._row
         rates = self._rates(row)
         pixels = self.source.draw(self.counter, self.config.rays)
         seen, weighing, penalty, found = pipeline.rays_to_pixels(
-            pixels, self.counter, row[:1], update_proposals
+            pixels, self.counter, row[:1], kind.update_proposals, move=kind.move
         )
         if not self.names:
             self.names = list(weighing.names)
             self._last = torch.zeros(len(self.names), device=self.device)
             self._room = loss_room(weighing.scales)
         weights = (weighing.scales, weighing.owner, penalty, self._room)
-        stepping = self._stepping[update_proposals]
+        stepping = self._stepping[kind]
         sum_losses(seen.losses, *weights, self._last, self.healthy, self.optim.counts, stepping)
         self.optim.apply(rates, self.healthy, found.of, found.summed)
         advance(self.counter, self.healthy, self._schedules, row)
 
-    def _composed_step(self, update_proposals: bool) -> None:
+    def _composed_step(self, kind: Kind) -> None:
         row = self._schedules.index_select(0, self.counter[1:].clamp_max(self.config.steps))[0]
         anneal, detail = row[:1], row[1:2]
         rates = self._rates(row)
@@ -209,12 +232,15 @@ class Trainer:
             counter=self.counter,
             anneal=anneal,
             detail=detail if self._leads_coarsely else None,
-            update_proposals=update_proposals,
+            update_proposals=kind.update_proposals,
+            move=kind.move,
         )
         terms = self.model.losses(rendering, pixels, self.counter)
         total = torch.stack(list(terms.values())).sum()
         self.optim.zero_grad()
         total.backward()
+        if not kind.move:  # the penalty on their size has moved nothing either
+            self.optim.zero_grad(CAMERAS)
         self.healthy.logical_and_(total.detach().isfinite())
         self.optim.step(rates, self.healthy)
         self.counter[1:].add_(self.healthy)
@@ -226,17 +252,17 @@ class Trainer:
     def _advance(self) -> None:
         """One step, through a graph where there is one."""
         self.source.prepare(self.step)
-        update = bool(self._updates[self.step])
+        kind = self.kind(self.step)
         if self.device.type != "cuda" or not (self.config.graph and self.model.native):
-            self._one_step(update)
-        elif update in self._graphs:
-            self._graphs[update].replay()
+            self._one_step(kind)
+        elif kind in self._graphs:
+            self._graphs[kind].replay()
         elif self._eager_steps < 3:  # loads kernels and warms allocator and autograd up
             self._eager_steps += 1
-            self._one_step(update)
+            self._one_step(kind)
         else:
-            self._capture(update)
-            self._graphs[update].replay()
+            self._capture(kind)
+            self._graphs[kind].replay()
         self.step += 1
 
     def _advance_to(self, stop: int) -> None:
@@ -253,14 +279,14 @@ class Trainer:
             self._stream.synchronize()
             self.optim.replayed()
 
-    def _capture(self, update: bool) -> None:
+    def _capture(self, kind: Kind) -> None:
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self._graphs.values())).pool() if self._graphs else None
         torch.cuda.synchronize()
         self.optim.zero_grad()
         with torch.cuda.graph(graph, pool=pool, stream=self._stream):
-            self._one_step(update)
-        self._graphs[update] = graph
+            self._one_step(kind)
+        self._graphs[kind] = graph
 
     def train(self, steps: int | None = None, on_progress: Callable[[Progress], None] | None = None) -> None:
         """Train up to `steps` (default: the config's). Saves at the end and every `save_every` steps.
@@ -306,7 +332,8 @@ class Trainer:
         return sorted(((at, act) for at, act in found if self.step <= at <= end), key=lambda pause: pause[0])
 
     def _release(self) -> None:
-        self.brake.fill_(self.full_config.train.bundle.brake)
+        if float(self.brake) == 0:  # it is not where the adjustment moved nothing
+            self.brake.fill_(self.full_config.train.bundle.brake)
 
     def _adjust(self) -> object:
         assert self.adjust is not None
@@ -372,7 +399,7 @@ class Trainer:
         self.step = bad
         self.source.prepare(bad)
         # The step once more, to look at: nothing is updated while `healthy` is false.
-        culprit = find_non_finite(lambda: self._one_step(bool(self._updates[bad])))
+        culprit = find_non_finite(lambda: self._one_step(self.kind(bad)))
         self.healthy.fill_(True)
         self.counter[1] = bad
         file = self.save(self.config.keep + 1)  # one more: the state may be beyond help
