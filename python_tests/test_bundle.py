@@ -271,18 +271,36 @@ def test_training_with_bundle_adjustment_recovers_poses(tmp_path):
         assert torch.equal(tensor, whole.state()[name]), name
 
 
+def moved_by_hand(trainer):
+    """In place of an adjustment, poses are moved by something known."""
+
+    @torch.no_grad()
+    def adjust_poses():
+        trainer.model.poses.adjustment.add_(0.01)
+        trainer.brake.zero_()
+        return "moved by hand"
+
+    trainer.adjust = adjust_poses
+    return trainer
+
+
 def test_resuming_at_the_step_of_an_adjustment_does_not_repeat_it(tmp_path):
     noisy, _ = disturbed(scene_of(32, 8), PoseNoise(1.0, 0.01))
     words = "train.trainer.steps=30", "train.bundle.at=(20,)", "train.bundle.hold=5", "train.bundle.brake=0.5"
-    first = trainer_of(noisy, *words, run=tmp_path / "run")
+    words += "train.optim.poses.delay=0", "train.optim.poses.warmup=0"
+    first = moved_by_hand(trainer_of(noisy, *words, run=tmp_path / "run"))
     first.train(20)
     first.claim = None
     second = resume(tmp_path / "run", "cpu", scene=noisy)
     second.adjust = lambda: pytest.fail("adjusted twice")
+    held = second.model.poses.adjustment.detach().clone()
+    second.train(25)
+    assert float(second.brake) == 0.5 and torch.equal(second.model.poses.adjustment, held)
     second.train()
-    whole = trainer_of(noisy, *words)
+    assert not torch.equal(second.model.poses.adjustment, held)
+    whole = moved_by_hand(trainer_of(noisy, *words))
     whole.train()
-    assert float(whole.brake) == 0.5
+    assert whole.notes == ["moved by hand"]
     for name, tensor in whole.state().items():
         assert torch.equal(tensor, second.state()[name]), name
 
