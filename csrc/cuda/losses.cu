@@ -14,54 +14,23 @@ using Weights = In<real, kRays, kSamples>;
 using FineWeights = In<real, kRays, kFine>;
 using Normals = In<real, kRays, kSamples, 3>;
 
-constexpr int kMostStaged = 1024;  // numbers of a row that searches find in shared memory
-
-// The rows of a ray that the interlevel loss reads. If they are short they come to shared memory whole: a
-// search waits for each number it looks at.
-struct Levels {
-  const real *e, *w, *e_proposal, *w_proposal;
-  int fine, bins;
-
-  static __host__ __device__ __forceinline__ bool staged(int64_t fine, int64_t bins) {
-    return fine <= kMostStaged && bins <= kMostStaged;
-  }
-  static __host__ __device__ __forceinline__ int room(int fine, int bins) {
-    return staged(fine, bins) ? 2 * (fine + bins + 1) : 0;
-  }
-  __device__ __forceinline__ Levels(const FineEdges& s, const FineWeights& weights, const Edges& s_proposal,
-                                    const Weights& proposal, int64_t ray, real* board)
-      : fine(int(weights.size[1])), bins(int(proposal.size[1])) {
-    e = s.data + ray * (fine + 1), w = weights.data + ray * fine;
-    e_proposal = s_proposal.data + ray * (bins + 1), w_proposal = proposal.data + ray * bins;
-    if (!staged(fine, bins)) return;
-    e = staged_row(e, fine + 1, board), e_proposal = staged_row(e_proposal, bins + 1, board);
-    w = staged_row(w, fine, board), w_proposal = staged_row(w_proposal, bins, board);
-    wait_for_row();
-  }
-  static __device__ __forceinline__ const real* staged_row(const real* from, int count, real*& board) {
-    const real* row = board;
-    copy_ahead(from, count, board);
-    board += count;
-    return row;
-  }
-};
-
 __global__ void __launch_bounds__(kThreads)
     interlevel_forward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                               Out<real, kRays> loss) {
-  RM_SHARED(real, shared);
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
   const int fine = int(w.size[1]), bins = int(w_proposal.size[1]);
-  const Levels at(s, w, s_proposal, w_proposal, ray, shared + (threadIdx.x / 32) * Levels::room(fine, bins));
+  const real* e = s.data + ray * (fine + 1);
+  const real* e_proposal = s_proposal.data + ray * (bins + 1);
   real sum = 0;
   for (int i = lane(); i < fine; i += 32)
-    sum += interlevel_term(at.w[i], bound_of(at.e_proposal, at.w_proposal, bins, at.e[i], at.e[i + 1]));
+    sum += interlevel_term(w.data[ray * fine + i],
+                           bound_of(e_proposal, w_proposal.data + ray * bins, bins, e[i], e[i + 1]));
   sum = warp_sum(sum);
   if (lane() == 0) loss.data[ray] = sum / real(fine);
 }
 
-// The warp's slice of shared memory holds the derivative by each fine bin's bound, then the rows.
+// The warp's slice of shared memory holds the derivative by each fine bin's bound.
 __global__ void __launch_bounds__(kThreads, 12)
     interlevel_backward_kernel(FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                                In<real, kRays> grad_loss, Out<real, kRays, kSamples> grad_w_proposal) {
@@ -69,10 +38,11 @@ __global__ void __launch_bounds__(kThreads, 12)
   const int64_t ray = warp();
   if (ray >= w.size[0]) return;
   const int fine = int(w.size[1]), bins = int(w_proposal.size[1]);
-  real* board = shared + (threadIdx.x / 32) * (fine + Levels::room(fine, bins));
-  const Levels at(s, w, s_proposal, w_proposal, ray, board + fine);
-  interlevel_to_weights(at.e, at.w, fine, at.e_proposal, at.w_proposal, bins,
-                        grad_loss.data[ray] / real(fine), board, grad_w_proposal.data + ray * bins);
+  const real* e = s.data + ray * (fine + 1);
+  const real* e_proposal = s_proposal.data + ray * (bins + 1);
+  interlevel_to_weights(e, w.data + ray * fine, fine, e_proposal, w_proposal.data + ray * bins, bins,
+                        grad_loss.data[ray] / real(fine), shared + (threadIdx.x / 32) * fine,
+                        grad_w_proposal.data + ray * bins);
 }
 
 // Four bins of a lane, i .. i + 3: weights, widths, and the gaps between the middles of neighbours.
@@ -258,11 +228,6 @@ void check_distortion(Edges s, Weights w) {
   require(s.size[1] == w.size[1] + 1, "s must have one edge more than weights has samples");
 }
 
-size_t room_of(const FineWeights& w, const Weights& proposal) {
-  const bool staged = Levels::staged(w.size[1], proposal.size[1]);
-  return staged ? size_t(Levels::room(int(w.size[1]), int(proposal.size[1]))) : 0;
-}
-
 unsigned warps(int64_t rays) { return blocks(rays, kWarpsPerBlock); }
 
 }  // namespace
@@ -270,17 +235,16 @@ unsigned warps(int64_t rays) { return blocks(rays, kWarpsPerBlock); }
 void interlevel_forward(Cuda q, FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                         Out<real, kRays> loss) {
   check_interlevel(s, w, s_proposal, w_proposal);
-  launch_shared("interlevel_forward", interlevel_forward_kernel, warps(w.size[0]), kThreads,
-                kWarpsPerBlock * sizeof(real) * room_of(w, w_proposal), q, s, w, s_proposal, w_proposal,
-                loss);
+  launch("interlevel_forward", interlevel_forward_kernel, warps(w.size[0]), kThreads, q, s, w, s_proposal,
+         w_proposal, loss);
 }
 
 void interlevel_backward(Cuda q, FineEdges s, FineWeights w, Edges s_proposal, Weights w_proposal,
                          In<real, kRays> grad_loss, Out<real, kRays, kSamples> grad_w_proposal) {
   check_interlevel(s, w, s_proposal, w_proposal);
   launch_shared("interlevel_backward", interlevel_backward_kernel, warps(w.size[0]), kThreads,
-                kWarpsPerBlock * sizeof(real) * (size_t(w.size[1]) + room_of(w, w_proposal)), q, s, w,
-                s_proposal, w_proposal, grad_loss, grad_w_proposal);
+                size_t(kWarpsPerBlock) * size_t(w.size[1]) * sizeof(real), q, s, w, s_proposal, w_proposal,
+                grad_loss, grad_w_proposal);
 }
 
 void distortion_forward(Cuda q, Edges s, Weights w, Out<real, kRays> loss) {

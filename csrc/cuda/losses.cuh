@@ -7,14 +7,15 @@ namespace raymarch {
 
 // The first index in 0 .. count - 1 at which the increasing `edges` exceed x (or reach it), or count.
 __device__ __forceinline__ int first_above(const real* edges, int count, real x, bool or_equal) {
-  int found = 0;
-  for (int step = count > 0 ? 1 << (31 - __clz(count)) : 0; step > 0; step /= 2) {
-    const int next = found + step;
-    if (next > count) continue;
-    const real edge = edges[next - 1];
-    if (!(edge > x || (or_equal && edge == x))) found = next;
+  int low = 0, high = count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (edges[middle] > x || (or_equal && edges[middle] == x))
+      high = middle;
+    else
+      low = middle + 1;
   }
-  return found;
+  return low;
 }
 
 // The weights of all proposal bins that touch the fine bin a .. b: from the last that begins by a to the

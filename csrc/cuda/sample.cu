@@ -7,12 +7,6 @@ namespace raymarch {
 constexpr int kThreads = 32 * kWarpsPerBlock;
 constexpr int64_t kMostBins =
     4096;  // of a cumulative sum in shared memory: 64 KB per block, which sm_80 up have
-constexpr int64_t kMostStaged = 1024;  // bins whose edges are in shared memory, too
-
-// Numbers of shared memory that a warp needs to draw from a histogram: whole vectors.
-__host__ __device__ __forceinline__ int room_of(int bins, bool staged) {
-  return staged ? (2 * bins + 4) / 4 * 4 : bins;
-}
 
 // One warp, or kLanes lanes of one, per ray, in every kernel of this file: what is known per ray is computed
 // once per lane, and no thread divides to find its ray.
@@ -30,9 +24,7 @@ __global__ void __launch_bounds__(kThreads)
   spaced_edges(ray, edges, spacing, ends, jitter, key, s.data + ray * edges, t.data + ray * edges);
 }
 
-// The warp's part of shared memory holds the cumulative sum and, if kStaged, the edges: nobody knows where a
-// search will end, but all of them can be fetched before it begins.
-template <bool kStaged>
+// The warp's part of shared memory holds the cumulative sum.
 __global__ void __launch_bounds__(kThreads)
     sample_pdf_kernel(In<real, kRays, kFineEdges> s, In<real, kRays, kFine> weights, In<real, kRays> near,
                       In<real, kRays> far, Maybe<In<int64_t, 2>> counter, Maybe<In<real, 1>> anneal,
@@ -43,16 +35,13 @@ __global__ void __launch_bounds__(kThreads)
   const int bins = int(weights.size[1]), edges = int(s_new.size[1]);
   if (ray >= weights.size[0]) return;
 
-  real* upto = shared + (threadIdx.x / 32) * room_of(bins, kStaged);  // upto[i]: mass of bins 0 .. i
-  const real* e = s.data + ray * (bins + 1);
-  if (kStaged) copy_ahead(e, bins + 1, upto + bins);
+  real* upto = shared + (threadIdx.x / 32) * bins;  // upto[i]: mass of bins 0 .. i
+  const real* w = weights.data + ray * bins;
   const real exponent = anneal ? anneal.data[0] : real(1);
   const Interval ends = warped_interval(spacing, near.data[ray], far.data[ray]);
   const uint64_t key = jitter ? random_key(counter.data[0], counter.data[1], stream) : 0;
-  const real total = cumulative_mass(weights.data + ray * bins, bins, exponent, padding, upto);
-  if (kStaged) wait_for_row();
-  drawn_edges(ray, kStaged ? upto + bins : e, total, bins, upto, edges, spacing, ends, jitter, key,
-              s_new.data + ray * edges, t_new.data + ray * edges);
+  drawn_edges(ray, s.data + ray * (bins + 1), w, bins, exponent, padding, upto, edges, spacing, ends, jitter,
+              key, s_new.data + ray * edges, t_new.data + ray * edges);
 }
 
 template <int kLanes, bool kInverse, class Rays>
@@ -186,11 +175,9 @@ void sample_pdf(Cuda q, In<real, kRays, kFineEdges> s, In<real, kRays, kFine> we
   require(s.size[1] == weights.size[1] + 1, "s must have one edge more than weights has samples");
   require(weights.size[1] >= 1 && s_new.size[1] >= 2, "needs at least one sample per ray");
   require(weights.size[1] <= kMostBins, "on CUDA a ray may have at most 4096 bins to draw from");
-  const bool staged = weights.size[1] <= kMostStaged;
-  launch_shared("sample_pdf", staged ? sample_pdf_kernel<true> : sample_pdf_kernel<false>,
-                blocks(s.size[0], kWarpsPerBlock), kThreads,
-                size_t(kWarpsPerBlock) * size_t(room_of(int(weights.size[1]), staged)) * sizeof(real), q, s,
-                weights, near, far, counter, anneal, s_new, t_new, spacing, jitter, stream, real(padding));
+  launch_shared("sample_pdf", sample_pdf_kernel, blocks(s.size[0], kWarpsPerBlock), kThreads,
+                size_t(kWarpsPerBlock) * size_t(weights.size[1]) * sizeof(real), q, s, weights, near, far,
+                counter, anneal, s_new, t_new, spacing, jitter, stream, real(padding));
 }
 
 void sample_distances(Cuda q, In<real, kRays, kEdges> from, In<real, kRays> near, In<real, kRays> far,

@@ -90,13 +90,4 @@ __device__ __forceinline__ real lanes_after(real inclusive) {
 // Where the last 32 of a ray's samples begin, counted from its first: a walk from the back starts there.
 __device__ __forceinline__ int64_t last_chunk(int64_t samples) { return (samples + 31) / 32 * 32 - 32; }
 
-// Starts copying a row of numbers to shared memory, by one warp; there once the warp has waited.
-__device__ __forceinline__ void copy_ahead(const real* from, int count, real* to) {
-  for (int i = lane(); i < count; i += 32) copy_async<4>(place_of(to + i), from + i, true);
-}
-__device__ __forceinline__ void wait_for_row() {
-  wait_for_copies();
-  __syncwarp();
-}
-
 }  // namespace raymarch
