@@ -63,6 +63,7 @@ class LocalizeConfig:
         Level(48, 48, 1.5, 8, 12),
         Level(96, 96, 1.0, 4, 10),
         Level(192, 768, 0.7, 1, 16),
+        Level(256, 1024, 0.5, 1, 10),
     )
     robust: float = 0.1  # colour difference beyond which a residual counts linearly only
     seed: int = 0
