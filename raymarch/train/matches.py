@@ -261,8 +261,9 @@ def _partners(cameras: Cameras, host: Tensor, points: Tensor, partners: int) -> 
     order = angle.argsort(stable=True)
     order = order[point[order].argsort(stable=True)]
     point, camera, xy = point[order], camera[order], xy[order]
-    each = torch.bincount(point, minlength=total)
-    first = each.cumsum(0) - each
+    which = torch.arange(total, device=point.device)
+    first = torch.searchsorted(point, which)
+    each = torch.searchsorted(point, which, right=True) - first
     rank = torch.arange(len(point), device=point.device) - first[point]
     have = each[point].clamp_min(1)
     # The ranks floor((k + 1/2) have / partners), k = 0 .. partners - 1, or all where there are no more.
