@@ -68,6 +68,7 @@ class RadianceConfig:
     colour_layers: int = 2
     harmonics: str = "nerfstudio"  # sign convention: nerfstudio | tcnn
     appearance: int = 32  # width of the per-camera code; 0 for none
+    appearance_spread: float = 1.0  # standard deviation of the codes' numbers at first
     eval_appearance: str = "mean"  # code of cameras never trained on: mean | zero
     average_init_density: float = 0.01
     predicted_normals: bool = False
@@ -169,7 +170,8 @@ class RadianceField(nn.Module):
             inputs, 3, config.colour_hidden, config.colour_layers, output_activation="sigmoid", padding=1.0
         )
         if config.appearance:
-            self.appearance = nn.Parameter(torch.randn(max(cameras, 1), config.appearance))
+            drawn = torch.randn(max(cameras, 1), config.appearance)
+            self.appearance = nn.Parameter(drawn * config.appearance_spread)
         if config.predicted_normals:
             self.fourier = Fourier(2, "tcnn")
             self.normals = bricks.mlp(self.fourier.outputs + config.geometry_features, 64, 64, 2, padding=1.0)
