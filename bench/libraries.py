@@ -7,9 +7,12 @@ reads is given, so that its time is that of the formula alone.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,6 +45,30 @@ def need_cuda(args: Sequence[Any], what: str) -> None:
 
 
 # nerfstudio
+
+# What its modules import at their top for viewing and for photos, and no row uses.
+UNUSED = ("viser", "cv2")
+
+
+class Unused(MetaPathFinder, Loader):
+    """Empty packages in the place of those of UNUSED that are not installed; any name in them is a class."""
+
+    def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=True) if fullname.split(".")[0] in UNUSED else None
+
+    def create_module(self, spec) -> ModuleType:
+        return ModuleType(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        def named(name: str) -> type:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return type(name, (), {})
+
+        module.__getattr__ = named  # type: ignore[method-assign]
+
+
+sys.meta_path.append(Unused())
 
 
 def nerfstudio_weights(sigma, delta) -> Bound:

@@ -35,6 +35,7 @@ from bench.timing import clock_of, quantile, spread, wait
 OURS, REFERENCE = "raymarch", "torch"
 ROUNDS, FEWEST = 15, 5
 LAP = 4e-3  # seconds of a lap at least, by repeating the call
+MOST_PROFILED = 20  # calls: reading the trace of more takes longer than running them
 BUDGET = 4.0  # seconds for all ways of one row, after the fewest rounds
 MOST_SETS, MOST_BYTES = 8, 4e9
 GRADIENTS_LOOSER = 10  # a gradient may be off by so many times the outputs' tolerance
@@ -174,6 +175,7 @@ def busy(call: Callable[[], Any], count: int) -> float:
     """Seconds that the GPU's kernels and copies of a call take, added up."""
     from torch.profiler import ProfilerActivity, profile
 
+    count = min(count, MOST_PROFILED)
     call()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
