@@ -30,7 +30,7 @@ from raymarch.train.runs import start, subset
 from raymarch.train.trainer import Trainer
 
 REPEATS = 3
-REPEATED_STEPS = 100  # of the runs that are compared bit for bit
+REPEATED_STEPS = {"cpu": 100, "cuda": 1000}  # of the runs that are compared bit for bit
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def main(words: list[str]) -> int:
         bed = Bed(name, scene, options.preset, options.steps, options.rays, options.device)
     found = over_seeds(bed, options.seeds)
     print(f"mean {found['psnr_mean']:.3f} dB, spread {found['psnr_spread']:.3f} dB")
-    steps = min(REPEATED_STEPS, options.steps)
+    steps = min(REPEATED_STEPS[options.device], options.steps)
     wrong = differing(bed, steps)
     equal = {"runs": REPEATS, "steps": steps, "equal_bit_for_bit": not wrong, "differing": wrong}
     print(
