@@ -25,6 +25,12 @@ CASES = {
     "rgb and normals": (NORMALS,),
     "normals in contracted space": (NORMALS, "model.fields.radiance.normals_space=contracted"),
     "appearance": ("model.fields.radiance.appearance=8", *WIDE),
+    "appearance, every code its own": (
+        "model.fields.radiance.appearance=8", "model.fields.radiance.appearance_dropout=0.0", *WIDE,
+    ),
+    "appearance of no camera": (
+        "model.fields.radiance.appearance=8", "model.fields.radiance.eval_appearance=zero", *WIDE,
+    ),
     "two proposals": ("two",),
     "no proposal": ("none", *WIDE),
     "poses off": ("model.poses.mode=off", NORMALS, *WIDE),

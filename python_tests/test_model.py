@@ -148,3 +148,20 @@ def test_feature_field_sizes_are_f3rms(encoding, parameters):  # spec 8: 768-wid
 
     field = FeatureField(config.model.fields.feature, "linf")
     assert sum(p.numel() for p in field.parameters()) == parameters
+
+
+def test_a_share_of_the_rays_has_the_code_of_cameras_never_trained_on(scene, device):
+    step = Step(scene, device, tiny(**{"model.fields.radiance.appearance": 8}))
+    radiance, camera = step.model.fields.radiance, step.pixels.camera
+    rays = step.rendering.rays
+    codes = radiance.codes(rays, train=True)
+    assert torch.allclose(codes[:8], radiance.appearance.mean(0).expand(8, -1))
+    assert torch.equal(codes[8:], radiance.appearance[camera[8:]])
+    assert torch.equal(radiance.codes(rays, train=False), radiance.shared_code().expand(32, -1))
+    (grad,) = torch.autograd.grad(codes.sum(), radiance.appearance)
+    assert torch.equal(grad[:, 0].long(), torch.bincount(camera[8:], minlength=len(grad)))
+
+
+def test_a_share_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"appearance_dropout is 1\.5, expected 0 \.\. 1"):
+        Model(tiny(**{"model.fields.radiance.appearance_dropout": 1.5}), 3)

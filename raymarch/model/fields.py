@@ -68,7 +68,8 @@ class RadianceConfig:
     colour_layers: int = 2
     harmonics: str = "nerfstudio"  # sign convention: nerfstudio | tcnn
     appearance: int = 32  # width of the per-camera code; 0 for none
-    appearance_spread: float = 1.0  # standard deviation of the codes' numbers at first
+    appearance_spread: float = 0.1  # standard deviation of the codes' numbers at first
+    appearance_dropout: float = 0.25  # share of training rays with the code of cameras never trained on
     eval_appearance: str = "mean"  # code of cameras never trained on: mean | zero
     average_init_density: float = 0.01
     predicted_normals: bool = False
@@ -172,6 +173,10 @@ class RadianceField(nn.Module):
         if config.appearance:
             drawn = torch.randn(max(cameras, 1), config.appearance)
             self.appearance = nn.Parameter(drawn * config.appearance_spread)
+        if not 0 <= config.appearance_dropout <= 1:
+            raise ValueError(
+                f"fields.radiance.appearance_dropout is {config.appearance_dropout}, expected 0 .. 1"
+            )
         if config.predicted_normals:
             self.fourier = Fourier(2, "tcnn")
             self.normals = bricks.mlp(self.fourier.outputs + config.geometry_features, 64, 64, 2, padding=1.0)
@@ -188,13 +193,26 @@ class RadianceField(nn.Module):
         sigma, inputs = colour_inputs(h, y, self.config.average_init_density, direction, code)
         return sigma, self.colour(inputs)
 
+    def shared_code(self) -> Tensor:
+        """The appearance code [A] of cameras never trained on."""
+        return self.appearance.mean(0) if self.config.eval_appearance == "mean" else self.appearance[0] * 0
+
+    def sharing(self, rays: int) -> int:
+        """How many of so many rays have `shared_code` while training, so that what it gives was looked at."""
+        return round(self.config.appearance_dropout * rays)
+
     def codes(self, rays: Rays, train: bool) -> Tensor:
-        """Appearance codes [R, A]: each camera's own while training, one for all otherwise."""
-        if train:
-            # Unlike [], its gradient needs no sort.
-            return self.appearance.index_select(0, rays.camera)
-        code = self.appearance.mean(0) if self.config.eval_appearance == "mean" else self.appearance[0] * 0
-        return code.expand(rays.origins.shape[0], -1).contiguous()
+        """Appearance codes [R, A]: each camera's own while training, but for `sharing` rays; else one.
+
+        The first rays share: pixels are drawn one by one, so these are as good as any. The mean takes no
+        gradient from them.
+        """
+        count = rays.origins.shape[0]
+        shared = self.sharing(count) if train else count
+        code = self.shared_code().expand(shared, -1)
+        # Unlike [], its gradient needs no sort.
+        own = self.appearance.index_select(0, rays.camera[shared:]) if train else None
+        return code.contiguous() if own is None else torch.cat([code.detach(), own])
 
     @torch.no_grad()
     def normals_at(self, x: Tensor, y: Tensor, encoded: Tensor) -> Tensor:

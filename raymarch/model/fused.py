@@ -79,7 +79,7 @@ class FusedPipeline:
         if update:  # first, because their activations are large
             t, grads_y = self.rays_to_samples.proposals_backward(rays, seen.w, weighing.scales[1:2], found)
         back = self.field_to_pixels.backward(pixels, rays, at, seen, weighing, counter, found)
-        grad_y, *to_rays = self.samples_to_field.backward(pixels, rays, at, seen.w, *back, found)
+        grad_y, *to_rays = self.samples_to_field.backward(rays, at, seen.w, *back, found)
         if grad_y is not None:
             t.append(rays.last.t)
             grads_y.append(grad_y.view(rays.last.y.shape))

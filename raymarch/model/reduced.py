@@ -81,9 +81,7 @@ def pictures(
     field, norm = model.fields.radiance, model.config.fields.norm
     stored = field.grid._looked_up()
     config = field.config
-    code = None
-    if config.appearance:
-        code = field.appearance.mean(0) if config.eval_appearance == "mean" else field.appearance[0] * 0
+    code = field.shared_code() if config.appearance else None
     return samples_to_pixels(
         rays.origins,
         rays.directions,

@@ -36,6 +36,7 @@ class SampledField:
     sigma: Tensor  # [P]
     inputs: Tensor | None
     rgb: Tensor  # [P, 3]
+    code: Tensor  # [R] int64, each ray's row of appearance codes
     features: Tensor | None = None  # what the feature network reads
     hidden: Tensor | None = None  # [P, H]
     normals: Tensor | None = None  # [R, S, 3]
@@ -55,6 +56,7 @@ class SamplesToField:
         self._side = SideStream(device)
         self._encoded, self._halves = encoded, encoded is not None
         self._seeds: dict[int, Tensor] = {}
+        self._shares: dict[int, Tensor] = {}
 
     def _feature(self) -> FeatureField:
         assert self.model.fields.feature is not None
@@ -71,17 +73,27 @@ class SamplesToField:
                 hidden = feature.trunk.run(features)
         encoded = radiance.grid.look_up(y, dtype=self._encoded)
         h = radiance.mlp.run(encoded)
-        codes = radiance.appearance if config.appearance else None
+        row, codes = self._codes(pixels) if config.appearance else (pixels.camera, None)
         signs = SIGNS.index(config.harmonics)
         sigma, inputs = radiance_inputs_forward(
-            h, y, config.average_init_density, rays.directions, signs, pixels.camera, codes, self._halves
+            h, y, config.average_init_density, rays.directions, signs, row, codes, self._halves
         )
         rgb = radiance.colour.run(inputs)
-        found = SampledField(encoded, h, sigma, inputs, rgb, features, hidden)
+        found = SampledField(encoded, h, sigma, inputs, rgb, row, features, hidden)
         if config.predicted_normals:
             found = self._with_normals(rays, y, found)
         self._side.join()
         return found
+
+    def _codes(self, pixels: Pixels) -> tuple[Tensor, Tensor]:
+        """Each ray's row [R] of codes [C + 1, A]: its camera's own, or the last, which rays share."""
+        radiance = self.model.fields.radiance
+        codes = torch.cat([radiance.appearance, radiance.shared_code()[None]])
+        cameras, rays = len(radiance.appearance), pixels.camera.shape[0]
+        if rays not in self._shares:
+            shares = torch.arange(rays, device=pixels.camera.device) < radiance.sharing(rays)
+            self._shares[rays] = cameras * shares.long()
+        return torch.maximum(pixels.camera, self._shares[rays]), codes
 
     def _feature_inputs(self, y: Tensor) -> Tensor:
         feature = self._feature()
@@ -104,7 +116,7 @@ class SamplesToField:
         z = radiance.normals.run(inputs)
         layer = radiance.normals_layer
         predicted = normal_head_forward(z, layer.weight, layer.bias)
-        known = (at.encoded, at.h, at.sigma, at.inputs, at.rgb, at.features, at.hidden)
+        known = (at.encoded, at.h, at.sigma, at.inputs, at.rgb, at.code, at.features, at.hidden)
         return SampledField(*known, normals, inputs, z, predicted)
 
     def _seed(self, y: Tensor, width: int) -> Tensor:
@@ -117,7 +129,6 @@ class SamplesToField:
 
     def backward(
         self,
-        pixels: Pixels,
         rays: RaySamples,
         at: SampledField,
         w: Tensor,
@@ -152,11 +163,12 @@ class SamplesToField:
             )
             column = radiance.fourier.outputs
         signs = SIGNS.index(config.harmonics)
-        known = (at.h, y, config.average_init_density, rays.directions, signs, pixels.camera)
+        known = (at.h, y, config.average_init_density, rays.directions, signs, at.code)
         given = (grad_sigma.view(-1), grad_inputs, more_h, column, more_directions)
         if config.appearance:
-            codes = sum_for(radiance.appearance, found)
+            codes = grad_inputs.new_zeros(len(radiance.appearance) + 1, config.appearance, dtype=y.dtype)
             grad_h, to_directions = add_radiance_gradients(*known, *given, codes)
+            found.of[radiance.appearance] = codes[:-1]
         else:
             grad_h, to_directions, _ = radiance_inputs_backward(*known, 0, *given)
         del grad_inputs, more_h, given
