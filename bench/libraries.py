@@ -8,7 +8,8 @@ reads is given, so that its time is that of the formula alone.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -68,7 +69,18 @@ class Unused(MetaPathFinder, Loader):
         module.__getattr__ = named  # type: ignore[method-assign]
 
 
-sys.meta_path.append(Unused())
+@contextmanager
+def without_viewer() -> Iterator[None]:
+    """While open, nerfstudio can be imported without what no row uses; then no trace of that is left."""
+    finder = Unused()
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name, module in list(sys.modules.items()):
+            if getattr(getattr(module, "__spec__", None), "loader", None) is finder:
+                del sys.modules[name]
 
 
 def nerfstudio_weights(sigma, delta) -> Bound:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bench import record
 from bench.cases import several
-from bench.libraries import Bound
+from bench.libraries import Bound, without_viewer
 from bench.peer_rows import ROWS, Row
 from bench.running import error, floats, seeds_of
 from bench.timing import clock_of, quantile, spread, wait
@@ -319,7 +319,8 @@ def main(argv: list[str] | None = None) -> int:
     failed, slower = [], []
     for name in names:
         try:
-            found, said = measure(ROWS[name], device, args.rounds, ways, not args.no_compile)
+            with without_viewer():
+                found, said = measure(ROWS[name], device, args.rounds, ways, not args.no_compile)
         except Exception as failure:  # one row must not cost the others
             found, said = (
                 {},

@@ -1,14 +1,17 @@
 """The race against other libraries: every way computes the same, and what does not is found out."""
 
+import importlib.util
 import subprocess
+import sys
 import tarfile
+from unittest import mock
 
 import pytest
 import torch
 
 from bench import carry_peers, peers
 from bench.carry_peers import CarryError, Source
-from bench.libraries import Bound
+from bench.libraries import Bound, without_viewer
 from bench.peer_rows import ROWS, Row, grid
 
 CPU = torch.device("cpu")
@@ -125,3 +128,12 @@ def test_a_missing_clone_is_named(clone):
     (clone / "empty").mkdir()
     with pytest.raises(CarryError, match=r"no clone of a/thing with commit .* git clone https://x/a/thing"):
         carry_peers.carry(clone / "empty", clone / "a.tar.xz", ("nerfacc",))
+
+
+def test_packages_that_nobody_needs_stand_in_and_leave_nothing():
+    with mock.patch("bench.libraries.UNUSED", ("no_such_package",)), without_viewer():
+        from no_such_package.transforms import SO3
+
+        assert isinstance(SO3, type)
+    assert not [name for name in sys.modules if name.startswith("no_such_package")]
+    assert importlib.util.find_spec("no_such_package") is None
