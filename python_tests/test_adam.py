@@ -93,6 +93,13 @@ def test_the_copy_follows_its_parameter(device, dtype, size):
     assert torch.equal(x.stored, x.parameter.to(dtype))
 
 
+def test_a_half_copy_of_what_is_too_large_is_the_largest_half(device):
+    x = an_item(device, 9, stored=torch.float16)
+    x.parameter.copy_(torch.tensor([1e6, -1e6, 65519.0] * 3))
+    adam_many([x], flag(device))
+    assert x.stored.tolist() == [65504.0, -65504.0, 65504.0] * 3
+
+
 def test_parameters_may_start_anywhere(device):
     x = an_item(device, 4100, stored=torch.float16)
     views = [torch.empty(4101, device=device, dtype=t.dtype)[1:].copy_(t) for t in (*x[:4], x.stored)]

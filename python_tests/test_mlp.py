@@ -272,3 +272,16 @@ def test_density_is_zero_at_the_origin_of_the_unit_cube(device):
     assert (sigma > 0).tolist() == [False, True, True]
     sigma[0].backward()
     assert h.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_activations_beyond_what_a_half_holds_end_in_numbers(device, half):
+    """Tensor cores take halves: 1e6 becomes 65504 there, and infinity would be NaN in the next layer."""
+    from raymarch.nn.mlp import MLP
+
+    net = MLP(32, 3, 64, 2, output_activation="sigmoid").to(device)
+    with torch.no_grad():
+        net.params.mul_(1e4)
+        x = torch.randn(70, 32, device=device) * 100
+        y = net(x.half() if half and x.is_cuda else x)
+    assert y.isfinite().all()

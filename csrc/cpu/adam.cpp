@@ -33,7 +33,7 @@ template <class T>
 __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
 void copy_block(int64_t count, const real* __restrict from, T* __restrict to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(from[i]);
+  for (int64_t i = 0; i < count; ++i) to[i] = saturated<T>(from[i]);
 }
 
 void adam(Cpu, Several<Out<real, kParams>> parameters, Several<Out<real, kParams>> gradients,

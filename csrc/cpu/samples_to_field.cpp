@@ -22,7 +22,7 @@ void fill_rows(OutPayload<kPoints, kOutputs> x, int64_t width, const Body& body)
     body(exact.view);
     parallel_for(x.size[0], view.size[1], [&](int64_t i) {
       for (int64_t c = 0; c < view.size[1]; ++c)
-        view.data[i * view.size[1] + c] = from_float<T>(c < width ? exact.view.data[i * width + c] : real(1));
+        view.data[i * view.size[1] + c] = saturated<T>(c < width ? exact.view.data[i * width + c] : real(1));
     });
   });
 }

@@ -33,8 +33,8 @@ __device__ __forceinline__ bool finite(float4 g) {
 
 template <class T>
 __device__ __forceinline__ void store_copy(void* stored, int64_t quad, float4 p) {
-  const ushort4 bits = {from_float<T>(p.x).bits, from_float<T>(p.y).bits, from_float<T>(p.z).bits,
-                        from_float<T>(p.w).bits};
+  const ushort4 bits = {saturated<T>(p.x).bits, saturated<T>(p.y).bits, saturated<T>(p.z).bits,
+                        saturated<T>(p.w).bits};
   static_cast<ushort4*>(stored)[quad] = bits;
 }
 __device__ __forceinline__ void store_copy(const AdamItem& it, int64_t quad, float4 p) {
@@ -45,8 +45,8 @@ __device__ __forceinline__ void store_copy(const AdamItem& it, int64_t quad, flo
 }
 __device__ __forceinline__ void store_copy_of_one(const AdamItem& it, int64_t i, real p) {
   if (!it.stored) return;
-  if (it.dtype == Dtype::kFloat16) static_cast<half*>(it.stored)[i] = from_float<half>(p);
-  if (it.dtype == Dtype::kBFloat16) static_cast<bfloat16*>(it.stored)[i] = from_float<bfloat16>(p);
+  if (it.dtype == Dtype::kFloat16) static_cast<half*>(it.stored)[i] = saturated<half>(p);
+  if (it.dtype == Dtype::kBFloat16) static_cast<bfloat16*>(it.stored)[i] = saturated<bfloat16>(p);
   if (it.dtype == Dtype::kFloat32) static_cast<real*>(it.stored)[i] = p;
 }
 

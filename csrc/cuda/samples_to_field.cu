@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kRayThreads)
       for (int k = 0; k < N; ++k) {
         const int c = pack * N + k - kHarmonics;
         const bool own = varies && c >= 0 && c < w.geometry;
-        values.of[k] = from_float<T>(own ? __ldg(rows + int64_t{s} * channels + 1 + c) : kept[k]);
+        values.of[k] = saturated<T>(own ? __ldg(rows + int64_t{s} * channels + 1 + c) : kept[k]);
       }
       to[int64_t{s} * packs] = values;
     }
@@ -169,14 +169,14 @@ __global__ void __launch_bounds__(kRayThreads)
     const Turn at = turn(fourier_frequency(k, layout) * place);
     const Columns to = fourier_columns(axis, k, frequencies, layout);
     T* row = x.data + (ray * samples + s) * width;
-    row[to.sine] = from_float<T>(at.sine), row[to.cosine] = from_float<T>(at.cosine);
+    row[to.sine] = saturated<T>(at.sine), row[to.cosine] = saturated<T>(at.cosine);
   }
   const int rest = width - waves;
   for (int i = lane(); i < samples * rest; i += 32) {
     const int s = i / rest, c = i % rest;
     const int64_t row = ray * samples + s;
     x.data[row * width + waves + c] =
-        from_float<T>(c < channels - 1 ? h.data[row * channels + 1 + c] : real(1));
+        saturated<T>(c < channels - 1 ? h.data[row * channels + 1 + c] : real(1));
   }
 }
 

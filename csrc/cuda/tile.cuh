@@ -20,10 +20,8 @@
 
 namespace raymarch {
 
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  const __half2 both = __floats2half2_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(both);
-}
+// What no half can hold becomes the largest half: an infinite activation would make NaN of the next layer.
+__device__ __forceinline__ uint32_t pack(float low, float high) { return pack_halves(low, high); }
 __device__ __forceinline__ uint32_t bits(__half2 both) { return reinterpret_cast<const uint32_t&>(both); }
 __device__ __forceinline__ __half2 unpack(uint32_t both) { return reinterpret_cast<const __half2&>(both); }
 __device__ __forceinline__ uint32_t scaled(uint32_t both, __half2 factor) {

@@ -105,7 +105,10 @@ class HashGrid(nn.Module):
             self.stored, self._stored_version = torch.empty_like(self.table, dtype=dtype), None
         if self._stored_version != self.table._version:
             # Through .data: a refresh must not count as a change of what an earlier forward pass saved.
-            self.stored.data.copy_(self.table.data)
+            table = self.table.data
+            if dtype == torch.float16:  # what no half can hold becomes the largest one, as in Adam's copies
+                table = table.clamp(-65504, 65504)
+            self.stored.data.copy_(table)
             self.mark_current()
 
     def _looked_up(self) -> Tensor | None:

@@ -150,8 +150,8 @@ def mlp(
 
     x and params are float32 on one device, at most 256 inputs and 128 outputs; `output_activation` is "none",
     "sigmoid" or "relu". Gradients flow to x and params, once. CUDA multiplies on tensor cores in half
-    precision (eleven bits; gradients scaled so that they fit, inputs and activations up to 65504) and adds in
-    float32. Raises ValueError for widths, names and shapes that do not fit.
+    precision (eleven bits; gradients scaled so that they fit, inputs and activations beyond 65504 taken as
+    that) and adds in float32. Raises ValueError for widths, names and shapes that do not fit.
     """
     _check("mlp", x, params, hidden, layers, outputs)
     activation = activation_index("mlp", output_activation)
