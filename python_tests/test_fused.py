@@ -1,5 +1,6 @@
 """Fused stages against the composed pipeline: the same losses, gradients and random numbers."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -340,6 +341,38 @@ def test_filled_halves_say_what_floats_say(device):
     got = radiance_inputs_backward(*known, 2, grad_sigma, grad, None, 0, None)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dense, seen", [(float("inf"), 0.1), (1e38, 0.1 + 0.2)])
+def test_an_interval_that_rounding_turned_round_weighs_nothing_however_dense(device, dense, seen):
+    """Its end a last place before its beginning, times infinity, would weigh minus infinity. Infinity times
+    no length is no number, behind which nothing is seen (math/transmittance.h)."""
+    from raymarch.ops.field_to_pixels import field_to_pixels_forward
+
+    below = torch.nextafter(torch.tensor(2.0), torch.tensor(0.0)).item()
+    t = torch.tensor([[1.0, 2.0, below, 3.0]], device=device)
+    s = torch.tensor([[0.0, 0.4, 0.4, 1.0]], device=device)
+    sigma = torch.tensor([[0.1, dense, 0.2]], device=device)
+    rgb, truth = torch.full((1, 3, 3), 0.5, device=device), torch.zeros(1, 3, device=device)
+    w, colour, opacity, _, losses = field_to_pixels_forward(
+        sigma, s, t, rgb, None, None, None, None, truth, None, [], [], 0, 0
+    )
+    assert w[0, 1] == 0 and colour.isfinite().all() and opacity.isfinite().all() and losses.isfinite().all()
+    assert float(opacity) == pytest.approx(1 - math.exp(-seen))
+
+
+def test_halves_hold_what_is_too_large_for_them_as_their_largest_number(device):
+    """An infinite input would make NaN of the next network; what is no number stays none."""
+    from raymarch.ops.samples_to_field import normal_inputs_forward, radiance_inputs_forward
+
+    h = torch.tensor([[0.0, 1e6, -1e6, float("inf"), float("nan")]], device=device)
+    y, directions = torch.rand(1, 3, device=device), torch.tensor([[0.0, 0.6, 0.8]], device=device)
+    want = torch.tensor([65504.0, -65504, 65504, float("nan")], device=device)
+    _, x = radiance_inputs_forward(h, y, 0.1, directions, 0, None, None, True)
+    assert torch.equal(x[0, 16:20].float().nan_to_num(1), want.nan_to_num(1))
+    t = torch.tensor([[1.0, 2.0]], device=device)
+    x = normal_inputs_forward(torch.zeros_like(directions), directions, t, h, 2, 0, True)
+    assert torch.equal(x[0, 12:16].float().nan_to_num(1), want.nan_to_num(1))
 
 
 @pytest.mark.parametrize("fused", ["true", "false"])

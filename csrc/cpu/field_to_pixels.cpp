@@ -8,6 +8,7 @@
 #include "math/composite.h"
 #include "math/losses.h"
 #include "math/random.h"
+#include "math/transmittance.h"
 #include "ops.h"
 
 namespace raymarch {
@@ -54,7 +55,8 @@ void field_to_pixels_forward(Cpu q, In<real, kRays, kSamples> sigma, In<real, kR
   Room<real, kRays, kSamples> delta(rays, samples);
   for (int64_t i = 0; i < rays; ++i)
     for (int64_t k = 0; k < samples; ++k)
-      delta.view.data[i * samples + k] = t.data[i * (samples + 1) + k + 1] - t.data[i * (samples + 1) + k];
+      delta.view.data[i * samples + k] =
+          interval_length(t.data[i * (samples + 1) + k], t.data[i * (samples + 1) + k + 1]);
   weights_forward(q, sigma, delta, w);
   Room<real, kRays> depth(rays), expected(rays);
   Maybe<Payload<kRays, kSamples, kChannels>> feature{};

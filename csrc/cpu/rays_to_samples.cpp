@@ -5,6 +5,7 @@
 #include "math/box.h"
 #include "math/contract.h"
 #include "math/pose.h"
+#include "math/transmittance.h"
 #include "ops.h"
 
 namespace raymarch {
@@ -118,7 +119,7 @@ void optics(Cpu q, In<real, kPoints, kChannels> h, Maybe<In<real, kPoints, 3>> y
     for (int64_t i = 0; i < h.size[0]; ++i) sigma.data[i] = h.data[i * h.size[1]];
   for (int64_t ray = 0; ray < rays; ++ray)
     for (int64_t i = 0; i < samples; ++i)
-      delta[ray * samples + i] = t[ray * (samples + 1) + i + 1] - t[ray * (samples + 1) + i];
+      delta[ray * samples + i] = interval_length(t[ray * (samples + 1) + i], t[ray * (samples + 1) + i + 1]);
 }
 
 }  // namespace

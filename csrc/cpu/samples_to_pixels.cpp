@@ -5,6 +5,7 @@
 #include "math/composite.h"
 #include "math/march.h"
 #include "math/point.h"
+#include "math/transmittance.h"
 #include "ops.h"
 
 namespace raymarch {
@@ -134,7 +135,8 @@ void samples_to_pixels(Cpu, In<real, kRays, 3> origins, In<real, kRays, 3> direc
         if (!ends && !may_hold(occupied.data, int(resolution), y)) continue;
         encode_at<2>(grid, table.data, y, encoded);
         network_at(nets.base, params.data, encoded, between, h);
-        const real weighs = sum.add(density(h[0], y, real(scale)) * (edge[i + 1] - edge[i]), middle(i));
+        const real weighs =
+            sum.add(density(h[0], y, real(scale)) * interval_length(edge[i], edge[i + 1]), middle(i));
         if (w) w.data[ray * samples + i] = weighs;
         if (!(weighs > real(least)) && !ends) continue;
         std::copy_n(h + 1, 15, in.data() + 16);

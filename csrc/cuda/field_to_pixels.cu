@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 8)
   for (int k = 0; k < samples; k += 32) {
     const int i = k + lane();
     const bool live = i < samples;
-    const real tau = live ? f.sigma.data[first + i] * (t[i + 1] - t[i]) : real(0);
+    const real tau = live ? f.sigma.data[first + i] * interval_length(t[i], t[i + 1]) : real(0);
     const real upto = warp_inclusive_sum(tau), before = lanes_before(upto);
     const real mine = live ? weight(front + before, tau) : real(0);
     front += from_lane(upto, 31);
@@ -253,8 +253,8 @@ __global__ void __launch_bounds__(kThreads)
     const int i = k + lane();
     const bool live = i < samples;
     const real mine = live ? w.data[first + i] : real(0);
-    const real upto =
-        front + warp_inclusive_sum(live ? f.sigma.data[first + i] * (t[i + 1] - t[i]) : real(0));
+    const real upto = front + warp_inclusive_sum(
+                                  live ? f.sigma.data[first + i] * interval_length(t[i], t[i + 1]) : real(0));
     front = from_lane(upto, 31);
     const real before = forwards.next(i, mine);
     if (live) weights[i] = mine, grad_w[i] = before, through[i] = passing(upto);
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(kThreads)
     if (live) {
       const real factor = calm ? calm_near_camera(midpoint(t, i)) : real(1);
       const real grad_tau = weight_vjp(through[i], g_w, behind + after);
-      to.sigma.data[first + i] = factor * factor_vjp(t[i + 1] - t[i], grad_tau);
+      to.sigma.data[first + i] = factor * factor_vjp(interval_length(t[i], t[i + 1]), grad_tau);
       const bool filler = truth.background == kLastSample && i == samples - 1;
       store3(to.rgb.data, first + i, (factor * (filler ? mine + (1 - seen) : mine)) * g);
       if (to.directions || to.predicted) {

@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads)
   real front = 0;
   for (int k = 0; k < bins; k += 32) {
     const int i = k + lane();
-    const real tau = i < bins ? field.at(ray * bins + i) * (old[i + 1] - old[i]) : real(0);
+    const real tau = i < bins ? field.at(ray * bins + i) * interval_length(old[i], old[i + 1]) : real(0);
     const real upto = warp_inclusive_sum(tau), before = lanes_before(upto);
     if (i < bins) of_ray[i] = weight(front + before, tau);
     front += from_lane(upto, 31);
@@ -265,7 +265,7 @@ __global__ void __launch_bounds__(kThreads)
   real front = 0, behind = 0;
   for (int k = 0; k < bins; k += 32) {
     const int i = k + lane();
-    const real tau = i < bins ? field.at(first + i) * (edges[i + 1] - edges[i]) : real(0);
+    const real tau = i < bins ? field.at(first + i) * interval_length(edges[i], edges[i + 1]) : real(0);
     const real upto = front + warp_inclusive_sum(tau);
     if (i < bins) through[i] = passing(upto);
     front = from_lane(upto, 31);

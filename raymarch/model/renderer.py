@@ -48,7 +48,7 @@ class Renderer(nn.Module):
         `detach_feature_weights` keeps the feature loss away from the density. Outside training NaN colours
         become black and rgb is clamped to 0..1.
         """
-        w = weights(field.density, samples.t.diff())
+        w = weights(field.density, samples.t.diff().clamp_min(0))
         hidden = field.feature
         per_sample = self.config.feature_path == "per_sample" and field.feature_layer is not None
         if hidden is not None and per_sample:

@@ -97,7 +97,7 @@ class Sampler(nn.Module):
             seen = replace(rays, origins=rays.origins.detach(), directions=rays.directions.detach())
         for level, density in enumerate(density_fns):
             with nullcontext() if update else torch.no_grad():
-                w = weights(density(seen, samples), samples.t.diff())
+                w = weights(density(seen, samples), samples.t.diff().clamp_min(0))
             proposals.append(Proposal(samples, w))
             samples = Samples(
                 *sample_pdf(

@@ -296,7 +296,7 @@ class _ProposalLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, y, scale, s, t, s_fine, w_fine):
         sigma = density_forward(h, y, scale).view(s.shape[0], s.shape[1] - 1)
-        w = weights_forward(sigma, t.diff())
+        w = weights_forward(sigma, t.diff().clamp_min(0))
         ctx.save_for_backward(h, y, s, t, w, s_fine, w_fine)
         ctx.scale = scale
         return interlevel_forward(s_fine, w_fine, s, w).sum()
