@@ -17,8 +17,8 @@ int thicknesses(const T* baked, int resolution, int64_t norm, int64_t spacing, i
   for (int i = 0; i < steps; ++i) {
     if (!(upto[i] < stop)) return i;
     const real back = t_from_s(spacing, ends, real(i + 1) * (1 / real(steps)));
-    const Vec3 y = contract_unit(norm, o + real(0.5) * (front + back) * d);
-    const real density = selected(y) ? to_float(baked[baked_cell(y, resolution)]) : real(0);
+    const Around at = cell_around(norm, o + real(0.5) * (front + back) * d, resolution);
+    const real density = at.exists ? to_float(baked[at.cell]) : real(0);
     upto[i + 1] = upto[i] + step_thickness(density, back - front);
     front = back;
   }

@@ -2,6 +2,7 @@
 // lanes are neighbours on a ray and share cells. Table gradient: a few lanes walk a run of points of one
 // level and add to memory only what the next cell does not share. What bounds it is how many sectors of 32
 // bytes the adds touch, not how many numbers.
+#include "cuda/entries.cuh"
 #include "cuda/vector.cuh"
 #include "math/harmonics.h"
 #include "math/hashgrid.h"
@@ -80,41 +81,6 @@ __device__ __forceinline__ void unstage(const Sharing& sharing, const Share& me,
             [&](int r, int c, int i) { reinterpret_cast<Word*>(to)[i] = from[r * pitch + c]; });
 }
 
-// The entries at the corners of one cell, as they lie in memory.
-template <class T, int F>
-struct Entries {
-  using Word = typename WordOf<int(F * sizeof(T))>::type;
-  static constexpr int kWords = int(F * sizeof(T) / sizeof(Word));
-  union Entry {
-    Word words[kWords];
-    T numbers[F];
-    __device__ Entry() {}
-  } corner[8];
-
-  __device__ __forceinline__ void load(int c, const T* from) {
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) corner[c].words[w] = __ldg(reinterpret_cast<const Word*>(from) + w);
-  }
-
-  // `table` is the level's. Inside a dense level neighbours along x are neighbours in memory.
-  __device__ __forceinline__ Entries(const Level& level, const T* table, const Cell& cell) {
-    const uint32_t low = cell.x.cell + cell.y.cell * level.step_y + cell.z.cell * level.step_z;
-    if (level.dense && low + level.step_y + level.step_z + 1 < level.entries) {
-      const T* at = table + int64_t{low} * F;
-#pragma unroll
-      for (int c = 0; c < 8; c += 2) {
-        const T* row = at + int64_t{(c & 2 ? level.step_y : 0) + (c & 4 ? level.step_z : 0)} * F;
-        load(c, row), load(c + 1, row + F);
-      }
-    } else {
-      const Slots slot = slots(level, cell.x.cell, cell.y.cell, cell.z.cell);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) load(c, table + int64_t{slot.at[c]} * F);
-    }
-  }
-  __device__ __forceinline__ real number(int c, int f) const { return to_float(corner[c].numbers[f]); }
-};
-
 // A warp takes one level of its tile at a time, then, where there are waves, one axis of them.
 template <class T, int F, class Y>
 __global__ void __launch_bounds__(32 * kMostWarps)
@@ -130,15 +96,8 @@ __global__ void __launch_bounds__(32 * kMostWarps)
   if (lane() < me.count) {
     const Vec3 at = load3(x.data, me.first + lane());
     for (int l = me.warp; l < grid.levels; l += sharing.warps) {
-      const Level& level = grid.level[l];
-      const Cell cell = locate(level, at, grid.smooth);
-      const Entries<T, F> entries(level, table.data + level.offset * F, cell);
-      const Corners weight = corner_weights(cell.x.u, cell.y.u, cell.z.u);
       real sum[F] = {};
-#pragma unroll
-      for (int c = 0; c < 8; ++c)
-#pragma unroll
-        for (int f = 0; f < F; ++f) sum[f] += weight.of[c] * entries.number(c, f);
+      looked_up(grid.level[l], table.data, at, grid.smooth, sum);
       stage(sum, row + l * F);
     }
     const real axes[3] = {at.x, at.y, at.z};
@@ -397,7 +356,7 @@ __global__ void __launch_bounds__(32 * kMostWarps)
 
       const Level& level = grid.level[l];
       const Cell cell = locate(level, at, grid.smooth);
-      const Entries<T, F> entries(level, table.data + level.offset * F, cell);
+      const Entries<T, F> entries(level, table.data, cell);
       Corners dot = {};
 #pragma unroll
       for (int c = 0; c < 8; ++c)

@@ -19,6 +19,13 @@ void start(void (*kernel)(Params...), unsigned grid, unsigned block, size_t shar
 // Shared memory of as many bytes as the launch says.
 #define RM_SHARED(type, name) extern __shared__ __align__(16) type name[]
 
+// The same pointer, which the compiler takes as it is: it would add what led to it again for every load.
+template <class T>
+__device__ __forceinline__ T* settled(T* pointer) {
+  asm("" : "+l"(pointer));
+  return pointer;
+}
+
 // Two numbers as halves; what is larger than a half holds becomes the largest one, and NaN stays NaN.
 __device__ __forceinline__ uint32_t pack_halves(float low, float high) {
   uint32_t bits;

@@ -21,17 +21,16 @@ struct KnownEdges {
 };
 
 // A ray against the grid.
-template <class T>
+template <class T, int64_t kNorm>
 struct Field {
   const T* baked;
   int resolution;
-  int64_t norm;
   Vec3 o, d;
 
   __device__ __forceinline__ real thickness(real front, real back) const {
-    const Vec3 y = contract_unit(norm, o + real(0.5) * (front + back) * d);
-    if (!selected(y)) return real(0);
-    return step_thickness(to_float(baked[baked_cell(y, resolution)]), back - front);
+    const Around at = cell_around(kNorm, o + real(0.5) * (front + back) * d, resolution);
+    const real tau = step_thickness(to_float(baked[at.cell]), back - front);
+    return at.exists ? tau : real(0);
   }
   // The thickness of steps i .. i + kAtOnce - 1, of which those past the last have none; moves `front` on.
   template <class Edges>
@@ -40,7 +39,8 @@ struct Field {
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
       const real back = edge(i + j + 1);
-      tau[j] = i + j < steps ? thickness(front, back) : real(0);
+      const real thick = thickness(front, back);  // beyond the last step, too: no branch around the load
+      tau[j] = i + j < steps ? thick : real(0);
       front = back;
     }
   }
@@ -62,8 +62,8 @@ struct March {
 // blocks without an edge are passed over, and of those without thickness nothing needs to be looked up again.
 // A few steps are looked up at once, so that their loads are under way together. `upto` [kBlocks] is the
 // thread's own column of shared memory.
-template <class T, class Edges>
-__device__ __forceinline__ void march_ray(const Field<T>& field, const Edges& edge, const OwnEdges& exact,
+template <class Looked, class Edges>
+__device__ __forceinline__ void march_ray(const Looked& field, const Edges& edge, const OwnEdges& exact,
                                           March by, real (*upto_block)[kThreads], int edges, real* to) {
   const int steps = by.steps, length = steps_of_block(steps), count = (steps + length - 1) / length;
   real all = real(0), front = edge(0);
@@ -110,11 +110,11 @@ __device__ __forceinline__ void march_ray(const Field<T>& field, const Edges& ed
   }
 }
 
-template <class T>
+template <class T, int64_t kNorm>
 __global__ void __launch_bounds__(kThreads)
     march_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions, In<real, kRays> near,
-                 In<real, kRays> far, In<T, kEntries> baked, int resolution, int64_t norm, int64_t spacing,
-                 March by, Out<real, kRays, kEdges> t) {
+                 In<real, kRays> far, In<T, kEntries> baked, int resolution, int64_t spacing, March by,
+                 Out<real, kRays, kEdges> t) {
   __shared__ real upto_block[kBlocks][kThreads], known[kKnown + kAtOnce];
   const int64_t rays = near.size[0], first = blockIdx.x * int64_t{kThreads}, ray = first + threadIdx.x;
   const int64_t at = ray < rays ? ray : first;
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x; alike && i < by.steps + kAtOnce; i += kThreads) known[i] = own(i);
   __syncthreads();
   if (ray >= rays) return;
-  const Field<T> field{baked.data, resolution, norm, load3(origins.data, ray), load3(directions.data, ray)};
+  const Field<T, kNorm> field{baked.data, resolution, load3(origins.data, ray), load3(directions.data, ray)};
   const int edges = int(t.size[1]);
   real* to = t.data + ray * edges;
   if (alike)
@@ -134,26 +134,54 @@ __global__ void __launch_bounds__(kThreads)
     march_ray(field, own, own, by, upto_block, edges, to);
 }
 
-// One thread per ray, twice over its weights: their sum, then each sample as soon as the middle of a share is
-// reached.
+// A few lanes per ray, twice over its weights: their sum, then the samples in which the middles of shares are
+// reached. Lanes add in another order each, so what they have summed is made to rise from lane to lane: no
+// middle may be met twice.
+constexpr int kRayLanes = 8;
+__device__ __forceinline__ real rising_sum(real mass, real upto) {
+  real x = mass;
+#pragma unroll
+  for (int d = 1; d < kRayLanes; d *= 2) {
+    const real other = __shfl_up_sync(~0u, x, d, kRayLanes);
+    if (lane() % kRayLanes >= d) x += other;
+  }
+  x += upto;
+#pragma unroll
+  for (int d = 1; d < kRayLanes; d *= 2)  // the lowest lanes meet themselves
+    x = fmaxf(x, __shfl_up_sync(~0u, x, d, kRayLanes));
+  return x;
+}
 __global__ void __launch_bounds__(kThreads)
     representatives_kernel(In<real, kRays, 3> origins, In<real, kRays, 3> directions,
                            In<real, kRays, kEdges> t, In<real, kRays, kSamples> w,
                            Out<real, kRays, kFine, 3> x, Out<real, kRays, kFine> w_kept) {
-  const int64_t ray = item();
-  if (ray >= w.size[0]) return;
-  const int samples = int(w.size[1]), kept = int(w_kept.size[1]);
-  const real *weight = w.data + ray * samples, *edge = t.data + ray * (samples + 1);
-  const Vec3 o = load3(origins.data, ray), d = load3(directions.data, ray);
+  const int64_t ray = item() / kRayLanes;
+  const bool exists = ray < w.size[0];
+  const int samples = exists ? int(w.size[1]) : 0, kept = int(w_kept.size[1]), me = lane() % kRayLanes;
+  const int64_t at = exists ? ray : 0;
+  const real *weight = w.data + at * w.size[1], *edge = t.data + at * (w.size[1] + 1);
+  const Vec3 o = load3(origins.data, at), d = load3(directions.data, at);
 
   real all = real(0), upto = real(0);
-  for (int i = 0; i < samples; ++i) all += or_zero(weight[i]);
-  for (int i = 0, k = 0; k < kept; ++i) {
-    upto += or_zero(weight[i]);
-    for (; k < kept && (upto > spread(k, kept, real(0.5)) * all || i == samples - 1); ++k) {
-      store3(x.data, ray * kept + k, o + real(0.5) * (edge[i] + edge[i + 1]) * d);
-      w_kept.data[ray * kept + k] = all / real(kept);
+  for (int i = me; i < samples; i += kRayLanes) all += or_zero(weight[i]);
+#pragma unroll
+  for (int apart = kRayLanes / 2; apart > 0; apart /= 2) all += __shfl_xor_sync(~0u, all, apart, kRayLanes);
+  const int longest = int(w.size[1]);  // of all rays: lanes stay together
+  int next = 0;                        // shares whose middle lies before this round
+  for (int begin = 0; begin < longest; begin += kRayLanes) {
+    const int i = begin + me;
+    const bool last = i == samples - 1;
+    const real mass = i < samples ? or_zero(weight[i]) : real(0);
+    const real after = rising_sum(mass, upto), left = __shfl_up_sync(~0u, after, 1, kRayLanes);
+    const real before = me == 0 ? upto : left;
+    int mine = next;
+    while (mine < kept && before > spread(mine, kept, real(0.5)) * all) ++mine;
+    for (; i < samples && mine < kept && (after > spread(mine, kept, real(0.5)) * all || last); ++mine) {
+      store3(x.data, ray * kept + mine, o + real(0.5) * (edge[i] + edge[i + 1]) * d);
+      w_kept.data[ray * kept + mine] = all / real(kept);
     }
+    upto = __shfl_sync(~0u, after, kRayLanes - 1, kRayLanes);
+    while (next < kept && upto > spread(next, kept, real(0.5)) * all) ++next;
   }
 }
 
@@ -165,8 +193,9 @@ void march(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> directions, In
   require(steps > 0 && steps <= 4096, "steps must lie in 1..4096");
   with_dtype(any, [&](auto baked) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(baked.data)>>;
-    launch("march", march_kernel<T>, blocks(near.size[0], kThreads), kThreads, q, origins, directions, near,
-           far, baked, int(resolution), norm, spacing, March{int(steps), real(padding), real(stop)}, t);
+    const auto kernel = norm == kLinf ? march_kernel<T, kLinf> : march_kernel<T, kL2>;
+    launch("march", kernel, blocks(near.size[0], kThreads), kThreads, q, origins, directions, near, far,
+           baked, int(resolution), spacing, March{int(steps), real(padding), real(stop)}, t);
   });
 }
 
@@ -175,8 +204,8 @@ void representatives(Cuda q, In<real, kRays, 3> origins, In<real, kRays, 3> dire
                      Out<real, kRays, kFine> w_kept) {
   require(t.size[1] == w.size[1] + 1 && w.size[1] > 0,
           "t must have one edge more than samples, and there must be some");
-  launch("representatives", representatives_kernel, blocks(w.size[0], kThreads), kThreads, q, origins,
-         directions, t, w, x, w_kept);
+  launch("representatives", representatives_kernel, blocks(w.size[0] * kRayLanes, kThreads), kThreads, q,
+         origins, directions, t, w, x, w_kept);
 }
 
 }  // namespace raymarch

@@ -2,7 +2,7 @@
 // hidden units stay in registers, weights in shared memory, where all lanes read the same number at once.
 #include <algorithm>
 
-#include "cuda/vector.cuh"
+#include "cuda/entries.cuh"
 #include "math/contract.h"
 #include "math/point.h"
 #include "ops.h"
@@ -53,20 +53,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int l = 0; l < kLevels; ++l) {
       real sum[F] = {};
-      if (l < grid.levels) {
-        const Level& level = grid.level[l];
-        const T* entries = table.data + level.offset * F;
-        const Cell cell = locate(level, y, grid.smooth);
-        const Slots slot = slots(level, cell.x.cell, cell.y.cell, cell.z.cell);
-        const Corners weight = corner_weights(cell.x.u, cell.y.u, cell.z.u);
-        real entry[8][F];
-#pragma unroll
-        for (int c = 0; c < 8; ++c) load_vector(entries + int64_t{slot.at[c]} * F, entry[c]);
-#pragma unroll
-        for (int c = 0; c < 8; ++c)
-#pragma unroll
-          for (int f = 0; f < F; ++f) sum[f] += weight.of[c] * entry[c][f];
-      }
+      if (l < grid.levels) looked_up(grid.level[l], table.data, y, grid.smooth, sum);
 #pragma unroll
       for (int f = 0; f < F; ++f) x[l * F + f] = sum[f];
     }

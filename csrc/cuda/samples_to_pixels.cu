@@ -2,11 +2,13 @@
 // by sample, all lanes look up their grid, the warp runs the networks on tensor cores, and each lane
 // composites its ray. Rays that lie side by side on the image read the same cells, and end at about the same
 // sample.
+#include "cuda/entries.cuh"
 #include "cuda/half_tile.cuh"
 #include "cuda/vector.cuh"
 #include "math/composite.h"
 #include "math/march.h"
 #include "math/point.h"
+#include "math/transmittance.h"
 #include "ops.h"
 
 namespace raymarch {
@@ -88,7 +90,7 @@ __device__ void stage_networks(Block& block, const PixelNetworks& nets, const fl
 }
 
 // Features of the lane's point, as halves in its row.
-template <class T>
+template <bool kSmooth, class T>
 __device__ __forceinline__ void encode_row(char* rows, const Grid& grid, const T* table, Vec3 y, bool live) {
 #pragma unroll 1
   for (int l = 0; l < 16; l += 2) {
@@ -96,19 +98,7 @@ __device__ __forceinline__ void encode_row(char* rows, const Grid& grid, const T
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       real sum[2] = {};
-      if (live && l + i < grid.levels) {
-        const Level& level = grid.level[l + i];
-        const T* entries = table + level.offset * 2;
-        const Cell cell = locate(level, y, grid.smooth);
-        const Slots slot = slots(level, cell.x.cell, cell.y.cell, cell.z.cell);
-        const Corners weight = corner_weights(cell.x.u, cell.y.u, cell.z.u);
-        real entry[8][2];
-#pragma unroll
-        for (int c = 0; c < 8; ++c) load_vector(entries + int64_t{slot.at[c]} * 2, entry[c]);
-#pragma unroll
-        for (int c = 0; c < 8; ++c)
-          sum[0] += weight.of[c] * entry[c][0], sum[1] += weight.of[c] * entry[c][1];
-      }
+      if (live && l + i < grid.levels) looked_up(grid.level[l + i], table, y, kSmooth, sum);
       packed[i] = pack_halves(sum[0], sum[1]);
     }
     *reinterpret_cast<uint2*>(rows + lane() * kPitch + l * 4) = {packed[0], packed[1]};
@@ -248,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     bool live = exists && thickness < stop, ends = false;
     for (; live && i < samples; ++i) {
       const real back = edge[i + 1];
-      length = back - front, middle = real(0.5) * (front + back);
+      length = interval_length(front, back), middle = real(0.5) * (front + back);
       front = back;
       y = contract_unit(norm, point_on(own, middle));
       ends = backdrop.kind == kLastSample && i == samples - 1;
@@ -257,7 +247,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     live = live && i < samples;
     if (!__any_sync(~0u, live)) break;
-    encode_row(own.encoded, grid, table.data, y, live && selected(y));
+    const bool looks = live && selected(y);
+    if (grid.smooth)
+      encode_row<true>(own.encoded, grid, table.data, y, looks);
+    else
+      encode_row<false>(own.encoded, grid, table.data, y, looks);
     __syncwarp();
     Sums h;
     run_base(block, own.encoded, h);

@@ -80,6 +80,8 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
   return (unsigned long long)((unsigned __int128)(a)*b >> 64);
 }
 // Rounded down. The sum of two floats is exact in double, or its error is far below the float's.
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float x) { return std::exp(x); }
 inline float __fadd_rd(float a, float b) {
   const double sum = double(a) + double(b);
   const float near = float(sum);

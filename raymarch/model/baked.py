@@ -7,6 +7,7 @@ radiance field, in it or in its neighbours, hold enough to be seen across it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from raymarch.ops.contract import uncontract
 from raymarch.ops.mlp import density
 
 _SLICE = 1 << 20  # points evaluated at once
+_PLANES = 16  # of cells, blurred at once; so many of any size fill whole bytes of bits
+_DENSEST = 6e4  # what half precision holds
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,17 @@ def cell_lengths(y: Tensor, resolution: int, norm: str) -> Tensor:
     return 4 / resolution * far.clamp(1, 1e4).square()
 
 
-def blurred(grid: Tensor) -> Tensor:
-    """Half the grid and half its mean over 3^3 cells."""
-    mean = F.avg_pool3d(grid[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
-    return (grid + mean) / 2
+def by_slabs(cube: Tensor, work: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """`work` on the planes [n, N, N] of a cube, some at a time with a neighbour on either side, as float."""
+    planes = cube.shape[0]
+    for first in range(0, planes, _PLANES):
+        last, low = min(first + _PLANES, planes), max(first - 1, 0)
+        yield work(cube[low : last + 1].float()[None, None])[0, 0, first - low : last - low]
+
+
+def blurred(cells: Tensor) -> Tensor:
+    """Half the cells [1, 1, n, N, N] and half their mean over 3^3 cells."""
+    return (cells + F.avg_pool3d(cells, 3, 1, 1, count_include_pad=False)) / 2
 
 
 def bits(occupied: Tensor) -> Tensor:
@@ -71,19 +81,21 @@ def bake(fields: Fields, resolution: int, empty: float) -> Baked:
     """The grid of a model in evaluation. `empty` is the optical thickness of a cell that may go; with
     0 none may, and the radiance field need not be asked."""
     device = fields.radiance.grid.table.device
-    cells = resolution**3
-    grid = torch.empty(cells, device=device)
+    cells, cube = resolution**3, (resolution,) * 3
+    raw = torch.empty(cells, device=device, dtype=torch.float16)
     seen = torch.empty(cells if empty > 0 else 0, device=device, dtype=torch.bool)
     for first in range(0, cells, _SLICE):
         last = min(first + _SLICE, cells)
         y = cell_centres(resolution, first, last, device)
-        grid[first:last] = proposal_density(fields, y)
+        sigma = proposal_density(fields, y)
+        raw[first:last] = sigma.clamp(0, _DENSEST)
         if empty > 0:
-            most = torch.maximum(grid[first:last], radiance_density(fields, y))
+            most = torch.maximum(sigma, radiance_density(fields, y))
             seen[first:last] = most * cell_lengths(y, resolution, fields.config.norm) > empty
-    cube = (resolution,) * 3
-    smooth = blurred(grid.view(cube)).clamp(0, 6e4).half()
+    smooth = torch.empty_like(raw)
+    for planes, slab in zip(smooth.view(cube).split(_PLANES), by_slabs(raw.view(cube), blurred), strict=True):
+        planes.copy_(slab)
     if empty <= 0:
-        return Baked(smooth, None)
-    near = F.max_pool3d(seen.view(1, 1, *cube).float(), 3, 1, 1)[0, 0] > 0
-    return Baked(smooth, bits(near))
+        return Baked(smooth.view(cube), None)
+    near = by_slabs(seen.view(cube), lambda some: F.max_pool3d(some, 3, 1, 1))
+    return Baked(smooth.view(cube), torch.cat([bits(slab > 0) for slab in near]))

@@ -38,10 +38,10 @@ COSTLY_RAYS = 1 << 16  # of which normals and features are made at once; colours
 
 @dataclass(frozen=True)
 class ReducedConfig:
-    samples: int = 32  # per ray
-    steps: int = 192  # of the march that places them
+    samples: int = 44  # per ray
+    steps: int = 160  # of the march that places them
     padding: float = 0.5  # of a ray's mass 1: spread evenly over the steps, so that no place is out of reach
-    resolution: int = 256  # of the baked grid, cells along an axis
+    resolution: int = 384  # of the baked grid, cells along an axis
     stop: float = 6.9  # optical thickness behind which nothing is looked at: 0.1 % of the light is left
     empty: float = 2e-3  # optical thickness of a cell that counts as empty; 0 looks everywhere
     least: float = 1e-4  # weights up to this may go without colour
@@ -114,7 +114,7 @@ def composed(model: Model, rays: Rays, t: Tensor) -> Pictures:
     """The same by the stages one after another: any network, and what is faster on a CPU."""
     samples = Samples(t, t)
     field = model.fields(rays, samples, frozenset({"rgb"}), False)
-    w = weights(field.density, t.diff())
+    w = weights(field.density, t.diff().clamp_min(0))
     out = composite(w, t, field.rgb, background=model.config.renderer.background, clean=True)
     assert out.rgb is not None
     return Pictures(out.rgb, out.opacity, out.depth, out.expected_depth, w)

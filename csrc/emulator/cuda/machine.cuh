@@ -29,6 +29,10 @@ inline uint32_t halves(half low, half high) { return low.bits | uint32_t(high.bi
 inline float low_half(uint32_t both) { return to_float(half{uint16_t(both)}); }
 inline float high_half(uint32_t both) { return to_float(half{uint16_t(both >> 16)}); }
 inline float within_halves(float x) { return x > 65504.f ? 65504.f : x < -65504.f ? -65504.f : x; }
+template <class T>
+T* settled(T* pointer) {
+  return pointer;
+}
 inline uint32_t pack_halves(float low, float high) {
   return halves(from_float<half>(within_halves(low)), from_float<half>(within_halves(high)));
 }
