@@ -67,19 +67,26 @@ def call(core: Any, kernel: str, args: tuple) -> None:
 
 
 def find_non_finite(body: Callable[[], object]) -> str:
-    """Run `body` with every op's results checked; name the first op that made a NaN or an infinity."""
+    """Run `body` with every op's results checked; name the first op that made a NaN, else an infinity.
+
+    A density may be infinite, and its weight is 1: what is broken is what then becomes no number.
+    """
+    infinite: list[str] = []
     found: list[str] = []
 
     def checked(core: Any, kernel: str, args: tuple) -> None:
         call(core, kernel, args)
         for position, name in _outputs(core, kernel).items():
             written = args[position] if isinstance(args[position], list) else [args[position]]
-            if any(a is not None and a.is_floating_point() and not bool(a.isfinite().all()) for a in written):
+            numbers = [a for a in written if a is not None and a.is_floating_point()]
+            if any(bool(a.isnan().any()) for a in numbers):
                 found.append(f"{kernel} ({name})")
+            if not all(bool(a.isfinite().all()) for a in numbers):
+                infinite.append(f"{kernel} ({name})")
 
     with launches_through(checked):
         body()
-    return found[0] if found else "outside raymarch's ops"
+    return next(iter(found + infinite), "outside raymarch's ops")
 
 
 @cache
