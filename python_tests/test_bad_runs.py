@@ -25,6 +25,7 @@ from raymarch.model.frames import FrameRenderer
 from raymarch.train import checkpoint, claim
 from raymarch.train.checkpoint import CheckpointError
 from raymarch.train.guard import guard
+from raymarch.train.interrupt import USUAL
 from raymarch.train.runs import OpenRun, photos_of, reload_scene, resume, start
 from raymarch.train.trainer import Trainer, TrainingError, log_rows
 
@@ -421,7 +422,18 @@ def test_running_out_of_memory_in_a_frame(run, capsys, monkeypatch):
     assert "step 6 is saved, but the page" in said and f"`raymarch report {run}`" in said
 
 
-def test_interrupted_within_a_step_it_ends_it_and_goes_on_bit_for_bit(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def foreground():
+    """Signals as a terminal's process has them: what a shell starts in the background ignores SIGINT."""
+    before = {number: signal.signal(number, handler) for number, handler in USUAL.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_interrupted_within_a_step_it_ends_it_and_goes_on_bit_for_bit(
+    folder, tmp_path, monkeypatch, foreground
+):
     scene = load(folder)
     whole = parameters(run_to(start(scene, tiny(9), device="cpu"), 9))
     trainer = start(scene, tiny(9), tmp_path / "run", "cpu")
@@ -441,7 +453,7 @@ def test_interrupted_within_a_step_it_ends_it_and_goes_on_bit_for_bit(folder, tm
     assert all(torch.equal(value, second[name]) for name, value in whole.items())
 
 
-def test_interrupted_twice_it_stops_at_once_and_saves_nothing(folder, tmp_path, monkeypatch):
+def test_interrupted_twice_it_stops_at_once_and_saves_nothing(folder, tmp_path, monkeypatch, foreground):
     trainer = start(load(folder), tiny(9), tmp_path / "run", "cpu")
 
     def step(*args):
