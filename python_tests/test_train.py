@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from raymarch.config import ConfigError, from_dict, override, preset, to_dict
+from raymarch.config import PRESETS, ConfigError, from_dict, override, preset, to_dict
 from raymarch.data.synthetic import as_scene, feature_maps, make_scene
 from raymarch.ops.adam import adam
 from raymarch.train import checkpoint
+from raymarch.train.bundle import releases
 from raymarch.train.checkpoint import CheckpointError
 from raymarch.train.optim import GroupConfig, learning_rate
 from raymarch.train.runs import OpenRun, resume, start
+from raymarch.train.settings import check_settings
 from raymarch.train.trainer import TrainingError
 
 
@@ -265,9 +267,20 @@ def test_a_run_is_never_written_over(scene, tmp_path):
 
 
 def test_config_survives_json():
-    for name in ("nerfacto", "f3rm", "tiny"):
+    for name in PRESETS:
         found = preset(name)
         assert from_dict(json.loads(json.dumps(to_dict(found)))) == found
+        check_settings(found)
+
+
+@pytest.mark.parametrize("name", ["nerfacto", "f3rm"])
+def test_a_rough_preset_differs_in_how_poses_are_found_and_in_nothing_else(name):
+    usual, rough = preset(name), preset(f"{name}_rough")
+    assert rough.model == usual.model
+    assert rough.train.optim.poses.lr > 100 * usual.train.optim.poses.lr and rough.train.bundle.at
+    assert rough.train.trainer.steps > max(releases(rough.train.bundle))
+    optim = replace(rough.train.optim, poses=usual.train.optim.poses)
+    assert optim == usual.train.optim
 
 
 def test_overrides_name_the_file_that_reads_them():

@@ -61,7 +61,7 @@ def train(
 
     Args:
         scene: Scene of nerfstudio, instant-ngp, COLMAP, LLFF or Blender; found by what the folder holds.
-        preset: nerfacto, f3rm or tiny.
+        preset: nerfacto, f3rm, nerfacto_rough or f3rm_rough (poses that are off by degrees), or tiny.
         steps: Training steps (default: the preset's).
         out: Run folder (default: runs/FOLDER-PRESET, FOLDER being the scene's).
         set: Change a setting, as model.sampler.samples=256,96,48. May be given several times.
@@ -497,7 +497,7 @@ def profile(
 
     Args:
         run: Run folder; nothing in it is changed but its folder `profile`.
-        preset: Instead of a run: nerfacto, f3rm or tiny, untrained, at a step past its warm-up.
+        preset: Instead of a run: a preset, as nerfacto or f3rm, untrained, at a step past its warm-up.
         scene: Photos to take (default: the run's own, or the built-in scene).
         what: A training step, a frame, or one native op with what a step gives it.
         op: The op of --what op, as hashgrid_backward; without _forward or _backward, both.
