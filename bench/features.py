@@ -10,6 +10,8 @@ feature of the held-out photo; all cells count, and the measure is their mean co
 - `reprojection`: the cell's point (at the field's rendered depth, so the baseline borrows our geometry), seen
   by the nearest training photo that has it in its frame; its network feature there, read bilinearly. Cells
   that no training photo has in its frame score 0.
+- `reprojection_one`: the same, from the nearest training photo and no other: cells that it does not have in
+  its frame score 0.
 - `reprojection_nearest_only`: the same, from the nearest photo whether or not it has the point in its frame;
   cells outside count for nothing, and `field_same_cells` is the field on just these cells.
 - `reprojection_from_D`: the same, from the nearest photo at least D scene units away, on cells that it has in
@@ -104,7 +106,7 @@ def measure(trainer: Trainer, scene: Scene) -> dict[str, float]:
     maps = [scene.features.maps[i].to(device) for i in scene.train]
     frames = FrameRenderer(model, Settings(graph=False))
     seen, field_train = training_views(frames, train, maps)
-    field, carried, nearest, same, common = [], [], [], [], []
+    field, carried, one, nearest, same, common = [], [], [], [], [], []
     far: dict[str, list[Tensor]] = {
         f"{who}_from_{g:g}": [] for g in GAPS for who in ("reprojection", "field")
     }
@@ -131,7 +133,8 @@ def measure(trainer: Trainer, scene: Scene) -> dict[str, float]:
                 far[f"reprojection_from_{gap:g}"].append(feature_cosine(there[first], target[first]))
                 far[f"field_from_{gap:g}"].append(ours[first])
             if rank == 0:
-                nearest.append(feature_cosine(found[inside], target[inside]))
+                one.append(feature_cosine(found, target))
+                nearest.append(one[-1][inside])
                 same.append(ours[inside])
         field.append(ours)
         carried.append(feature_cosine(found, target))
@@ -140,6 +143,7 @@ def measure(trainer: Trainer, scene: Scene) -> dict[str, float]:
     named = {
         "field": field,
         "reprojection": carried,
+        "reprojection_one": one,
         "reprojection_nearest_only": nearest,
         "field_same_cells": same,
         "field_train": field_train,

@@ -47,6 +47,18 @@ BOUNDS = {
     "predicted_normals": (0.02, 0.5),
     "feature": (1e-4, 1e-3),
 }
+# The same where networks run in half precision, as on a GPU: their factors are off by up to 5e-4 of
+# themselves, eight thousand times what float's are, and everything that a network says is, too. Normals come
+# from the slope of the density, in which half's error of neighbouring samples does not cancel; where nothing
+# is seen they point anywhere.
+HALF_BOUNDS = {
+    "depth": (5e-4, 5e-3),
+    "expected_depth": (5e-4, 1e-2),
+    "opacity": (5e-5, 1e-3),
+    "normals": (1.0, 30.0),
+    "predicted_normals": (1.0, 10.0),
+    "feature": (1e-3, 1e-2),
+}
 REDUCED_ON_ITS_SAMPLES_DB = 50.0
 
 
@@ -139,10 +151,10 @@ def compare(model: Model, cameras: Cameras, frames: FrameRenderer | None = None)
     return found
 
 
-def missed(found: Mapping[str, Any]) -> list[str]:
+def missed(found: Mapping[str, Any], promised: Mapping[str, tuple[float, float]] = BOUNDS) -> list[str]:
     """What of a comparison is worse than promised."""
     bad = [] if found["rgb_least_db"] >= LEAST_DB else [f"rgb {found['rgb_least_db']:.1f} dB"]
-    for name, bounds in BOUNDS.items():
+    for name, bounds in promised.items():
         for word, bound in zip(("median", "p99"), bounds, strict=True):
             value = found[f"{name}_{word}"]
             if not value <= bound:
@@ -184,7 +196,7 @@ def compare_reduced(model: Model, cameras: Cameras) -> dict[str, Any]:
             key = f"reduced_{name}_db"
             found[key] = min(found[key], decibels(got, other))
         if networks_fit(model.fields.radiance):
-            whole = pictures(model, rays, t, False).rgb
+            whole = pictures(model, rays, t, False, baked).rgb
             for name, less in (("stop", {"stop": config.stop}), ("least", {"least": config.least})):
                 change = float((pictures(model, rays, t, False, baked, **less).rgb - whole).abs().max())
                 found[f"{name}_most"] = max(found[f"{name}_most"], change)
@@ -216,7 +228,8 @@ def main(words: list[str]) -> int:
     cameras = cameras_of(options.frames, options.size, trainer.source.cameras)
     found = compare(trainer.model, cameras) | compare_reduced(trainer.model, cameras)
     found |= {"size": options.size, "steps": options.steps, "seconds": round(time.perf_counter() - began, 1)}
-    bad = missed(found) + missed_reduced(found)
+    promised = HALF_BOUNDS if options.device == "cuda" else BOUNDS
+    bad = missed(found, promised) + missed_reduced(found)
     for name, value in found.items():
         print(f"{name:32} {value:.4g}" if isinstance(value, float) else f"{name:32} {value}")
     print("missed: " + ", ".join(bad) if bad else "every bound is kept")

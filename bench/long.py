@@ -112,8 +112,9 @@ def through_spikes(trainer: Trainer, seed: int) -> dict[str, Any]:
             stops.append(trainer.step)
             print(f"  {str(error)[:160]}", flush=True)
             if len(stops) > 1 and stops[-1] == stops[-2]:
+                broken = not_finite(trainer) or "all state is finite"
                 raise SystemExit(
-                    f"bench.long: training cannot leave step {stops[-1]} with calm rates"
+                    f"bench.long: training cannot leave step {stops[-1]} with calm rates ({broken})"
                 ) from None
             rest = slice(trainer.step, trainer.step + CALM)
             trainer._schedules[rest] = calm[rest]

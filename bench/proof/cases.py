@@ -40,7 +40,9 @@ SIZES = (0, 1, 2, 3, 31, 32, 33, *(2**k + d for k in (3, 4, 6, 7, 8, 9) for d in
 NUMBERS, OPERATIONS = 2e5, 1e7  # what a case may move and compute; 33 rays are always allowed
 LOOSE = 4.0  # times the row's tolerance: short arrays average less
 MOVES, NUDGES = (2.0**-22, 2.0**-20, 2.0**-18), 6  # how far, and how often, inputs are moved to explain
-HALF_MOVE = 2.0**-11  # how far tensor cores move the factors of their products: over a kink of relu, too
+# How far tensor cores move the factors of their products, over a kink of relu, too; and how many moves are
+# tried: where half the numbers are zero, several units of a network lie on their kinks at once.
+HALF_MOVE, HALF_NUDGES = 2.0**-11, 48
 
 EDGES = {"t", "s", "s_fine", "s_proposal"}
 MASSES = {"w", "weights", "weights_proposal", "w_fine", "sigma", "delta", "alpha"}
@@ -302,22 +304,17 @@ def _explained(
     """Whether every number lies between what the double build makes of slightly moved inputs."""
     dice = torch.Generator().manual_seed(seed)
     wide = widened(args)
-    low: list[list[Tensor | None]] | None = None
-    high: list[list[Tensor | None]] | None = None
-    for move in (0.0, *moves):
-        for _ in range(NUDGES if move else 1):
-            nudged = [
-                a * (1 + move * (2 * torch.rand(a.shape, generator=dice, dtype=a.dtype) - 1))
-                if isinstance(a, Tensor) and a.is_floating_point()
-                else a
-                for a in wide
-            ]
-            found = _moved(case, nudged, move, dice)
-            if low is None or high is None:
-                low, high = found, found
-            low = [[_least(a, b) for a, b in zip(*two, strict=True)] for two in zip(low, found, strict=True)]
-            high = [[_most(a, b) for a, b in zip(*two, strict=True)] for two in zip(high, found, strict=True)]
-        assert low is not None and high is not None
+    low = high = _moved(case, wide, 0.0, dice)
+    for move in (m for m in moves for _ in range(HALF_NUDGES if m == HALF_MOVE else NUDGES)):
+        nudged = [
+            a * (1 + move * (2 * torch.rand(a.shape, generator=dice, dtype=a.dtype) - 1))
+            if isinstance(a, Tensor) and a.is_floating_point()
+            else a
+            for a in wide
+        ]
+        found = _moved(case, nudged, move, dice)
+        low = [[_least(a, b) for a, b in zip(*two, strict=True)] for two in zip(low, found, strict=True)]
+        high = [[_most(a, b) for a, b in zip(*two, strict=True)] for two in zip(high, found, strict=True)]
         if all(
             _between(*three, LOOSE * t)
             for three, t in zip(zip(got, low, high, strict=True), tolerance, strict=True)
