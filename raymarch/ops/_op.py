@@ -4,12 +4,15 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, cast, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, float64, is_grad_enabled
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._functorch import maybe_current_level
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
+from torch.compiler import is_compiling
 
 from raymarch import _C
 
@@ -37,7 +40,7 @@ def launch(kernel: str, *args) -> None:
         first = first[0]
     if first.is_meta or (type(first) is not Tensor and isinstance(first, FakeTensor)):
         return
-    core = _C64 if first.dtype is torch.float64 else _C
+    core = _C64 if first.dtype is float64 else _C
     if _instead is not None:
         return _instead(core, kernel, args)
     getattr(core, kernel)(*args)
@@ -107,15 +110,67 @@ def _outputs(core, kernel: str) -> dict[int, str]:
     return {i: name for i, (name, kind) in enumerate(arguments) if "Out" in kind}
 
 
-def op(body: Callable) -> Callable:
-    """Register a body for every backend and, unchanged, for tracing. Its annotations are the schema."""
+# What a body may be given as its annotation says, by exact type: tensors of other kinds are the dispatcher's.
+_PLAIN: dict[Any, tuple[type, ...]] = {
+    Tensor: (Tensor, torch.nn.Parameter),
+    Tensor | None: (Tensor, torch.nn.Parameter, type(None)),
+    float: (float, int),
+    int: (int,),
+    bool: (bool,),
+}
+
+
+class Op(Protocol):
+    """A registered op, as Python calls it."""
+
+    __name__: str
+    at_once: Callable[..., Any]  # the same for callers who know that nothing records gradients
+
+    def __call__(self, *args: Any) -> Any: ...
+
+
+def op(body: Callable) -> Op:
+    """Register a body for every backend and, unchanged, for tracing. Its annotations are the schema.
+
+    Returns what calls it: the body at once where the dispatcher would do nothing but call it, which takes the
+    dispatcher longer than the rest of an op; the registered op where something watches, traces, transforms or
+    records, and for arguments of any other type than the schema's.
+    """
     name = body.__name__
     _library.define(name + torch.library.infer_schema(body, mutates_args=()))
     bodies[f"raymarch::{name}"] = body
     for key in ("CPU", "CUDA"):
         _library.impl(name, body, key)
     torch.library.register_fake(f"raymarch::{name}", body, lib=_library)
-    return getattr(torch.ops.raymarch, name).default
+    registered = getattr(torch.ops.raymarch, name).default
+    hints = get_type_hints(body)
+    hints.pop("return", None)
+    kinds = [_PLAIN.get(hint, ()) for hint in hints.values()]
+
+    def at_once(*args):
+        if (
+            is_compiling()
+            or _len_torch_dispatch_stack()
+            or _len_torch_function_stack()
+            or maybe_current_level() is not None
+            or profiler._is_profiler_enabled
+            or _get_tracing_state()
+        ):
+            return registered(*args)
+        for x, kind in zip(args, kinds):  # noqa: B905 (a body refuses too few or too many by itself)
+            if type(x) not in kind:
+                return registered(*args)
+        return body(*args)
+
+    def call(*args):
+        if is_grad_enabled():
+            for x in args:
+                if isinstance(x, Tensor) and x.requires_grad:
+                    return registered(*args)
+        return at_once(*args)
+
+    call.__name__, call.at_once = name, at_once  # type: ignore[attr-defined]
+    return cast(Op, call)
 
 
 def differentiable(
@@ -128,11 +183,12 @@ def differentiable(
     argument; it returns one gradient (or None) per argument. Incoming gradients are contiguous. Outputs at
     the positions `fixed` have no gradient. Second derivatives and forward mode (jvp) raise a RuntimeError.
     """
+    at_once = getattr(forward, "at_once", forward)
 
     class Pair(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs):
-            outputs = forward(*inputs)
+            outputs = at_once(*inputs)
             several = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
             tensors = tuple(x if isinstance(x, Tensor) else None for x in inputs)
             ctx.save_for_backward(*tensors, *(several[i] for i in save))
@@ -146,8 +202,8 @@ def differentiable(
         def backward(ctx, *grads):
             if torch.is_grad_enabled():  # create_graph=True: our gradients have no gradients
                 raise RuntimeError(
-                    f"{forward} is once differentiable: call without create_graph=True, or write the second "
-                    "derivative in torch"
+                    f"raymarch.{forward.__name__} is once differentiable: call without create_graph=True, or "
+                    "write the second derivative in torch"
                 )
             if all(g is None for g in grads):
                 return tuple(None for _ in ctx.settings)
@@ -164,6 +220,6 @@ def differentiable(
             for x in inputs:  # a generator would cost as much as the rest of this function
                 if isinstance(x, Tensor) and x.requires_grad:
                     return Pair.apply(*inputs)
-        return forward(*inputs)
+        return at_once(*inputs)
 
     return call
