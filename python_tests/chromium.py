@@ -46,7 +46,9 @@ class Browser:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
             page = next(p for p in json.load(answer) if p["type"] == "page")
         self.closing = contextlib.ExitStack()
-        self.socket = self.closing.enter_context(connect(page["webSocketDebuggerUrl"], max_size=None))
+        self.socket = self.closing.enter_context(
+            connect(page["webSocketDebuggerUrl"], max_size=None, ping_interval=None)
+        )
         self.numbers = itertools.count(1)
         self.asked: list[str] = []  # addresses the page asked for
         for domain in ("Page", "Network", "Runtime"):

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,48 @@ def test_a_newer_checkpoint_is_taken_over(run, tmp_path):
     assert stage.refresh() and stage.scene.step == 260
     assert not np.array_equal(stage.draw(eye, Wish(), 400).picture, before)
     assert not stage.refresh()
+
+
+def test_news_waits_until_the_last_was_a_small_part_of_the_time(run, tmp_path, monkeypatch):
+    """A training that is followed keeps 96 % of the machine, and a viewer that draws all day sees news."""
+    clock = SimpleNamespace(now=100.0, work=0.0)
+    times = {"monotonic": lambda: clock.now, "perf_counter": lambda: clock.now}
+    monkeypatch.setattr("raymarch.apps.stage.time", SimpleNamespace(**times, process_time=lambda: clock.work))
+    monkeypatch.setattr("raymarch.apps.stage.os.cpu_count", lambda: 2)
+    folder = tmp_path / "run"
+    tensors, meta = newest(run)
+
+    def save(step):
+        write(path_at(folder, step), tensors, {**meta, "step": step})
+
+    save(250)
+    stage = Stage(TrainedScene(folder, "cpu"), 32)
+    draw, refresh = stage._drawn, stage.scene.refresh
+
+    def drawn(camera, wish):
+        clock.work += 0.6
+        return draw(camera, wish)
+
+    def refreshed():
+        clock.work += 0.2
+        return refresh()
+
+    stage._drawn, stage.scene.refresh = drawn, refreshed
+    eye = eye_in(stage.scene)
+    save(260)
+    assert stage.refresh()
+    stage.draw(eye, Wish(), 400)  # 0.8 s of one of two cores
+    assert stage.worked == pytest.approx(0.4)
+    save(270)
+    for now, taken in ((101, False), (109.9, False), (110.1, True)):  # 0.4 / 0.04 = 10
+        clock.now = now
+        assert stage.refresh() == taken
+    for _ in range(20):  # someone looks around
+        stage.draw(eye, Wish(), 400)
+    save(280)
+    for now, taken in ((139, False), (141, True)):
+        clock.now = now
+        assert stage.refresh() == taken
 
 
 def test_only_files_of_the_page_are_served(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ HEADS = ("rgb", "depth", "normals", "pca", "similarity")
 MOVING = 0.12  # seconds that a picture may take while the eye moves
 STEP = 4.0  # each picture has so many times the pixels of the one before
 LEAST = 32  # pixels of the longer side, at least
+SHARE = 0.04  # of the machine that following a training may take: what trains goes first
+PATIENCE = 30.0  # seconds after which news is taken over whatever has been drawn meanwhile
 OPENGL = np.diag([1.0, -1.0, -1.0])  # from OpenCV's camera axes, and back
 
 
@@ -80,7 +83,9 @@ class Stage:
     scene: TrainedScene
     side: int  # pixels of the longer side of the finest picture
     rate: float = 20_000.0  # rays a second, as measured so far
+    worked: float = 0.0  # seconds of the whole machine that went into pictures and news
     _looks: dict[Wish, Look] = field(default_factory=dict)
+    _news: tuple[float, float] = (-math.inf, 0.0)  # when the last news came, and `worked` before it
 
     @property
     def heads(self) -> list[str]:
@@ -101,7 +106,7 @@ class Stage:
     def draw(self, eye: Eye, wish: Wish, pixels: float) -> Shown:
         """One picture. Words without an embedding leave the plain picture and a note."""
         camera = camera_at(eye, pixels, self.scene.device)
-        began = time.perf_counter()
+        began, effort = time.perf_counter(), self._effort()
         note = ""
         if wish.head == "similarity" and not words_in(wish.positives):
             wish, note = replace(wish, head="rgb"), "Write what to look for."
@@ -112,6 +117,7 @@ class Stage:
             frame, picture = self._drawn(camera, replace(wish, head="rgb"))
         z = z_depth(frame["depth"], camera) / self.scene.world_from_scene.scale
         seconds = time.perf_counter() - began
+        self.worked += self._effort() - effort
         self.rate = 0.5 * self.rate + 0.5 * picture.shape[0] * picture.shape[1] / max(seconds, 1e-4)
         return Shown(picture, z, seconds, note)
 
@@ -130,11 +136,27 @@ class Stage:
         return frame, look.picture(wish.head, frame)
 
     def refresh(self) -> bool:
-        """Take the run's newest checkpoint over, if there is a newer one; whether there was."""
-        if not self.scene.refresh():
+        """Take the run's newest checkpoint over, if there is a newer one; whether there was.
+
+        News waits while what was read and drawn since the last has taken more than SHARE of the time since.
+        """
+        now, effort = time.monotonic(), self._effort()
+        since, worked = self._news
+        if self.worked - worked > SHARE * (now - since) and now - since < PATIENCE:
             return False
-        self._looks.clear()  # depths and similarities have another range now
-        return True
+        before = self.worked
+        found = self.scene.refresh()
+        self.worked += self._effort() - effort
+        if found:
+            self._news = now, before
+            self._looks.clear()  # depths and similarities have another range now
+        return found
+
+    def _effort(self) -> float:
+        """Seconds of the machine so far: of all cores together, or, as a GPU tells nothing, of the clock."""
+        if self.scene.device.type == "cpu":
+            return time.process_time() / (os.cpu_count() or 1)
+        return time.perf_counter()
 
 
 def z_depth(distance: Tensor, camera: Cameras) -> np.ndarray:
