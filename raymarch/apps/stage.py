@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -83,7 +82,7 @@ class Stage:
     scene: TrainedScene
     side: int  # pixels of the longer side of the finest picture
     rate: float = 20_000.0  # rays a second, as measured so far
-    worked: float = 0.0  # seconds of the whole machine that went into pictures and news
+    worked: float = 0.0  # seconds that pictures and news have kept from a training beside
     _looks: dict[Wish, Look] = field(default_factory=dict)
     _news: tuple[float, float] = (-math.inf, 0.0)  # when the last news came, and `worked` before it
 
@@ -153,10 +152,9 @@ class Stage:
         return found
 
     def _effort(self) -> float:
-        """Seconds of the machine so far: of all cores together, or, as a GPU tells nothing, of the clock."""
-        if self.scene.device.type == "cpu":
-            return time.process_time() / (os.cpu_count() or 1)
-        return time.perf_counter()
+        """Seconds kept from a training so far: of any core, for its threads wait for one another; beside a
+        GPU, which tells nothing, of the clock."""
+        return time.process_time() if self.scene.device.type == "cpu" else time.perf_counter()
 
 
 def z_depth(distance: Tensor, camera: Cameras) -> np.ndarray:
