@@ -347,7 +347,7 @@ def test_filled_halves_say_what_floats_say(device):
 def test_an_interval_that_rounding_turned_round_weighs_nothing_however_dense(device, dense, seen):
     """Its end a last place before its beginning, times infinity, would weigh minus infinity. Infinity times
     no length is no number, behind which nothing is seen (math/transmittance.h)."""
-    from raymarch.ops.field_to_pixels import field_to_pixels_forward
+    from raymarch.ops.field_to_pixels import field_to_pixels_forward, pixel_losses
 
     below = torch.nextafter(torch.tensor(2.0), torch.tensor(0.0)).item()
     t = torch.tensor([[1.0, 2.0, below, 3.0]], device=device)
@@ -359,6 +359,46 @@ def test_an_interval_that_rounding_turned_round_weighs_nothing_however_dense(dev
     )
     assert w[0, 1] == 0 and colour.isfinite().all() and opacity.isfinite().all() and losses.isfinite().all()
     assert float(opacity) == pytest.approx(1 - math.exp(-seen))
+
+    leaf = sigma.clone().requires_grad_()
+    losses, _ = pixel_losses(leaf, s, t, rgb, truth, background="black")
+    losses.sum().backward()
+    assert leaf.grad.isfinite().all() and leaf.grad[0, 1] == 0
+
+
+def test_gradients_of_every_head_but_features_are_calmed_near_the_camera(device):
+    """By clamp(mid^2, 0, 1), those of predicted normals too, in the fused stage and in the composed one."""
+    from raymarch.model import calmed
+    from raymarch.ops.field_to_pixels import pixel_losses
+    from raymarch.types import Field, Samples
+
+    torch.manual_seed(0)
+    t = torch.tensor([[0.05, 0.15, 0.35, 1.0, 3.0]], device=device)
+    s, truth = t / 3, torch.rand(1, 3, device=device)
+    directions = torch.nn.functional.normalize(torch.randn(1, 3, device=device), dim=-1)
+    normals = torch.nn.functional.normalize(torch.randn(1, 4, 3, device=device), dim=-1)
+
+    def gradients(calm):
+        torch.manual_seed(1)
+        leaves = [torch.rand(1, 4), torch.rand(1, 4, 3), torch.randn(1, 4, 3), torch.rand(1, 4, 5)]
+        sigma, rgb, predicted, hidden = (x.to(device).requires_grad_() for x in leaves)
+        losses, summed = pixel_losses(
+            sigma, s, t, rgb, truth, hidden, normals, predicted, directions, background="black", calm=calm
+        )
+        return torch.autograd.grad(losses.sum() + summed.square().sum(), (sigma, rgb, predicted, hidden))
+
+    factor = torch.tensor([0.01, 0.0625, 0.455625, 1.0], device=device)
+    calm, plain = gradients(True), gradients(False)
+    for got, raw in zip(calm[:3], plain[:3], strict=True):
+        assert raw.abs().sum((0, *range(2, raw.dim()))).min() > 0
+        torch.testing.assert_close(got, raw * factor.view(1, 4, *[1] * (raw.dim() - 2)))
+    assert torch.equal(calm[3], plain[3])
+
+    leaves = [torch.rand(*x, device=device, requires_grad=True) for x in ((1, 4), (1, 4, 3), (1, 4, 3))]
+    field = calmed(Field(leaves[0], leaves[1], None, leaves[2], None, None), Samples(s, t))
+    for leaf, passed in zip(leaves, (field.density, field.rgb, field.predicted_normals), strict=True):
+        (found,) = torch.autograd.grad(passed.sum(), leaf)
+        torch.testing.assert_close(found, factor.view(1, 4, *[1] * (leaf.dim() - 2)).expand_as(leaf))
 
 
 def test_halves_hold_what_is_too_large_for_them_as_their_largest_number(device):

@@ -146,16 +146,9 @@ void field_to_pixels_backward(
   for (int64_t i = 0; i < rays * samples; ++i) {
     grad_w.view.data[i] += more.view.data[i];
     const real* edge = t.data + i / samples * (samples + 1) + i % samples;
-    delta.view.data[i] = edge[1] - edge[0];
+    delta.view.data[i] = interval_length(edge[0], edge[1]);
   }
   weights_backward(q, sigma, delta, w, grad_w, Maybe<Out<real, kRays, kSamples>>{grad_sigma}, {});
-  if (calm)
-    for (int64_t i = 0; i < rays * samples; ++i) {
-      const real* edge = t.data + i / samples * (samples + 1) + i % samples;
-      const real factor = calm_near_camera(real(0.5) * (edge[0] + edge[1]));
-      grad_sigma.data[i] *= factor;
-      store3(grad_rgb.data, i, factor * load3(grad_rgb.data, i));
-    }
   if (grad_directions) {
     std::fill_n(g_normals.view.data, rays, grad.data[3]);
     orientation_backward(q, w, normals, directions, g_normals, {}, {}, grad_directions);
@@ -165,6 +158,14 @@ void field_to_pixels_backward(
     predicted_normals_backward(q, w, normals, g_normals,
                                seen_as<Out<real, kRays, kSamples, 3>>(grad_predicted, rays, samples, 3));
   }
+  if (calm)
+    for (int64_t i = 0; i < rays * samples; ++i) {
+      const real* edge = t.data + i / samples * (samples + 1) + i % samples;
+      const real factor = calm_near_camera(real(0.5) * (edge[0] + edge[1]));
+      grad_sigma.data[i] *= factor;
+      store3(grad_rgb.data, i, factor * load3(grad_rgb.data, i));
+      if (grad_predicted) store3(grad_predicted.data, i, factor * load3(grad_predicted.data, i));
+    }
 }
 
 void sum_losses(Cpu, In<real, kEntries, kRays> rows, In<real, kEntries> scales, In<int64_t, kEntries> owner,

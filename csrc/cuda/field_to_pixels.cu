@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(kThreads)
           const real away = facing_away(n, d);
           if (away > 0) to_d = to_d + (2 * grad.data[3] * mine * away) * n;
         }
-        if (to.predicted) store3(to.predicted.data, first + i, -(grad.data[4] * mine) * n);
+        if (to.predicted) store3(to.predicted.data, first + i, -(factor * grad.data[4] * mine) * n);
       }
     }
     behind += from_lane(onwards, 0);

@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kThreads)
     if (i < bins) {
       const real grad_tau = weight_vjp(through[i], g, behind + after);
       real* to = grad_h.data + (first + i) * channels;
-      to[0] = field.vjp(first + i, factor_vjp(edges[i + 1] - edges[i], grad_tau));
+      to[0] = field.vjp(first + i, factor_vjp(interval_length(edges[i], edges[i + 1]), grad_tau));
       for (int c = 1; c < channels; ++c) to[c] = 0;
     }
     behind += from_lane(onwards, 0);

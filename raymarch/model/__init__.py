@@ -38,9 +38,16 @@ class ModelConfig:
 
 
 def calmed(field: Field, samples: Samples) -> Field:
-    """The same field, whose gradients shrink near the camera (Philip and Deschaintre 2023)."""
-    colour = None if field.rgb is None else scale_gradients(field.rgb, samples.t)
-    return replace(field, density=scale_gradients(field.density, samples.t), rgb=colour)
+    """The same field, whose gradients shrink near the camera (Philip and Deschaintre 2023). Not those of
+    features, as in F3RM."""
+
+    def calm(x: Tensor | None) -> Tensor | None:
+        return None if x is None else scale_gradients(x, samples.t)
+
+    density = scale_gradients(field.density, samples.t)
+    return replace(
+        field, density=density, rgb=calm(field.rgb), predicted_normals=calm(field.predicted_normals)
+    )
 
 
 class Model(nn.Module):
