@@ -424,14 +424,19 @@ def test_masks_depths_and_splits_of_a_file_are_attached(tmp_path):
 
 
 def test_depth_along_the_axis_is_undistorted_before_it_is_ray_distance():
+    """Where the lens has an image that is known, and where it has none: beyond its fold rays are plain."""
     terms = np.array([0.0578421, -0.0805099, 0.01, 0, -0.000980296, 0.00015575, *[0.0] * 6])
-    u, v = depth.undistort(np.array([0.3]), np.array([-0.5]), *terms[:6])
+    u, v = 0.31, -0.52
     r, (k1, k2, k3, _, p1, p2) = u * u + v * v, terms[:6]
     d = 1 + r * (k1 + r * (k2 + r * k3))
-    assert np.allclose(u * d + 2 * p1 * u * v + p2 * (r + 2 * u * u), 0.3)
-    assert np.allclose(v * d + 2 * p2 * u * v + p1 * (r + 2 * v * v), -0.5)
-    found = depth.ray_distance(np.ones((1, 1)), np.array([1, 1, 0.2, 1.0]), terms)
-    assert found[0, 0] == pytest.approx(float(np.sqrt(1 + u * u + v * v)[0]), rel=1e-6)
+    x = u * d + 2 * p1 * u * v + p2 * (r + 2 * u * u)
+    y = v * d + 2 * p2 * u * v + p1 * (r + 2 * v * v)
+    # The middle of the one pixel lies at (x, y) of the distorted plane.
+    found = depth.ray_distance(np.full((1, 1), 2.0), np.array([1, 1, 0.5 - x, 0.5 - y]), terms)
+    assert found.dtype == np.float32
+    assert found[0, 0] == pytest.approx(2 * np.sqrt(1 + u * u + v * v), rel=1e-6)
+    folded = depth.ray_distance(np.ones((1, 1)), np.array([1, 1, -0.5, -0.5]), np.array([-1.0, *[0.0] * 11]))
+    assert folded[0, 0] == pytest.approx(np.sqrt(3), rel=1e-6)
 
 
 def test_what_was_applied_before_the_file_is_undone_in_world_units(tmp_path):

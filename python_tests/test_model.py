@@ -165,3 +165,18 @@ def test_a_share_of_the_rays_has_the_code_of_cameras_never_trained_on(scene, dev
 def test_a_share_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"appearance_dropout is 1\.5, expected 0 \.\. 1"):
         Model(tiny(**{"model.fields.radiance.appearance_dropout": 1.5}), 3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("norm=none", "fields: norm is 'none', expected one of linf, l2"),
+        ("radiance.normals_space=World", "normals_space is 'World', expected one of world, contracted"),
+        ("radiance.eval_appearance=Mean", "eval_appearance is 'Mean', expected one of mean, zero"),
+        ("feature.layers=1", "fields.feature.layers is 1, expected at least 2"),
+    ],
+)
+def test_settings_of_fields_that_nothing_can_be_made_of_are_named(setting, sentence):
+    config = override(override(preset("tiny"), "model.fields.feature.width=8"), f"model.fields.{setting}")
+    with pytest.raises(ValueError, match=sentence):
+        Model(config.model, 2)

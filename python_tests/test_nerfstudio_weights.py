@@ -106,8 +106,11 @@ def test_fields_are_those_that_the_weights_describe(signs):
     near(feature.hidden(y) @ feature.layer.T, features)
 
 
+NO_FACTOR = tuple(f"model.fields.{name}.average_init_density=1" for name in ("proposals.0", "radiance"))
+
+
 def test_older_names_and_one_vector_for_a_proposal_work_too():
-    of, other = model(), model()
+    of, other = model(), model(*NO_FACTOR)
     theirs = described(of)
     load_nerfstudio(of, theirs)
     count = of.fields.radiance.mlp.params.numel()
@@ -124,6 +127,21 @@ def test_older_names_and_one_vector_for_a_proposal_work_too():
             assert wide[:, 10:].any() and not other.fields.proposals[0].mlp.weight(0)[:, 10:].any()
         else:
             assert torch.equal(other.fields.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("settings", [(), NO_FACTOR[:1], NO_FACTOR[1:]])
+def test_older_densities_had_no_factor(settings):
+    """Else everything would be a hundred times too thin, and nothing would say so."""
+    of = model(*settings)
+    before = {name: value.clone() for name, value in of.state_dict().items()}
+    theirs = described(of)
+    base, count = theirs.pop("_model.field.mlp_base.model.params"), of.fields.radiance.mlp.params.numel()
+    theirs["_model.field.mlp_base_mlp.tcnn_encoding.params"] = base[:count]
+    theirs["_model.field.mlp_base_grid.tcnn_encoding.params"] = base[count:]
+    missing = " and ".join(name for name in NO_FACTOR if name not in settings)
+    with pytest.raises(CheckpointError, match=f"no factor: make the run with {missing}$"):
+        load_nerfstudio(of, theirs)
+    assert all(torch.equal(value, before[name]) for name, value in of.state_dict().items())
 
 
 @pytest.mark.parametrize(

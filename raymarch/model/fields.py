@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymarch.nn import NATIVE, Bricks, Fourier, Harmonics, HashGrid, bricks
-from raymarch.ops.contract import contract_unit
+from raymarch.ops.contract import contract_unit, norm_code
 from raymarch.ops.inputs import colour_inputs
 from raymarch.ops.mlp import density
 from raymarch.ops.sample import positions, sample_unit_positions
@@ -138,6 +138,10 @@ class FieldsConfig:
     feature: FeatureConfig = FeatureConfig()
 
 
+# What settings that are words may be.
+RADIANCE_WORDS = {"normals_space": ("world", "contracted"), "eval_appearance": ("mean", "zero")}
+
+
 def unit_positions(rays: Rays, samples: Samples, norm: str) -> Tensor:
     """Interval midpoints in the contracted unit cube, [R * S, 3]."""
     return sample_unit_positions(rays.origins, rays.directions, samples.t, norm).view(-1, 3)
@@ -162,6 +166,9 @@ class ProposalField(nn.Module):
 class RadianceField(nn.Module):
     def __init__(self, config: RadianceConfig, cameras: int, norm: str, bricks: Bricks = NATIVE):
         super().__init__()
+        for name, words in RADIANCE_WORDS.items():
+            if (word := getattr(config, name)) not in words:
+                raise ValueError(f"fields.radiance.{name} is {word!r}, expected one of {', '.join(words)}")
         self.config, self.norm = config, norm
         self.grid = config.grid.build(bricks)
         self.mlp = bricks.mlp(self.grid.outputs, 1 + config.geometry_features, config.hidden, config.layers)
@@ -279,6 +286,8 @@ class FeatureField(nn.Module):
             raise ValueError(
                 f"fields.feature.encoding: expected grid+pe, grid or pe, got {config.encoding!r}"
             )
+        if config.layers < 2:
+            raise ValueError(f"fields.feature.layers is {config.layers}, expected at least 2")
         self.grid = config.grid.build(bricks) if "grid" in parts else None
         self.fourier = Fourier(config.frequencies, "tcnn") if "pe" in parts else None
         inputs = sum(e.outputs for e in (self.grid, self.fourier) if e is not None)
@@ -320,6 +329,7 @@ class Fields(nn.Module):
     def __init__(self, config: FieldsConfig, cameras: int):
         super().__init__()
         self.config = config
+        norm_code(config.norm, "fields")
         of = bricks(config.backend)
         self.proposals = nn.ModuleList(ProposalField(p, config.norm, of) for p in config.proposals)
         self.radiance = RadianceField(config.radiance, cameras, config.norm, of)

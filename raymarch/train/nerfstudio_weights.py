@@ -26,6 +26,7 @@ from raymarch.train.checkpoint import CheckpointError
 
 PREFIX = "_model."
 ODD_HARMONICS = slice(1, 16, 2)  # tiny-cuda-nn negates them
+EARLIER = "field.mlp_base_grid.tcnn_encoding.params"  # a name of nerfstudio 0.3, and so of F3RM
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -73,9 +74,11 @@ def load_nerfstudio(model: Model, tensors: Mapping[str, Tensor]) -> tuple[str, .
     """Take the fields' weights over, in place; returns the names that nothing of the model has a place for.
 
     `model.fields` must have the settings that the weights were trained with. CheckpointError where a part is
-    missing or has another size; the model is then as it was.
+    missing or has another size, or where weights from before `average_init_density` meet a model that has it;
+    the model is then as it was.
     """
     weights, fields = Weights(tensors), copy.deepcopy(model.fields)
+    _check_factors(weights, model)
     try:
         for i, proposal in enumerate(fields.proposals):
             _proposal(weights, f"proposal_networks.{i}.", proposal)  # type: ignore[arg-type]
@@ -88,6 +91,19 @@ def load_nerfstudio(model: Model, tensors: Mapping[str, Tensor]) -> tuple[str, .
         raise CheckpointError(f"the weights do not fit model.fields: {error}") from None
     model.fields.load_state_dict(fields.state_dict())
     return tuple(sorted(set(weights.tensors) - weights.used))
+
+
+def _check_factors(weights: Weights, model: Model) -> None:
+    """Densities were exp(z) in F3RM and nerfstudio 0.3, and are 0.01 exp(z) since; no weight tells."""
+    config = model.config.fields
+    factors = {f"proposals.{i}": p.average_init_density for i, p in enumerate(config.proposals)}
+    factors["radiance"] = config.radiance.average_init_density
+    wrong = [f"model.fields.{name}.average_init_density=1" for name, factor in factors.items() if factor != 1]
+    if wrong and EARLIER in weights.tensors:
+        raise CheckpointError(
+            "the weights have names of F3RM or nerfstudio 0.3, whose densities had no factor: "
+            f"make the run with {' and '.join(wrong)}"
+        )
 
 
 def _grid_and_network(
