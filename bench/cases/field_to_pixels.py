@@ -28,6 +28,7 @@ def _pixel_losses(
     if calm:
         near = ((t[:, 1:] + t[:, :-1]) / 2).square().clamp_max(1)
         sigma, rgb = _Scaled.apply(sigma, near), _Scaled.apply(rgb, near[..., None])
+        predicted = None if predicted is None else _Scaled.apply(predicted, near[..., None])
     w = _weights(sigma, t.diff())
     colour, *_ = _composite(w, t, rgb, None, None, None, background)
     summed = () if hidden is None else ((w[..., None] * hidden).sum(1),)
