@@ -16,7 +16,6 @@ from test_apps import photo_scene
 from test_train import parameters, run_to
 
 from raymarch.apps import cli, demo, terminal, training
-from raymarch.apps.demo import make_room
 from raymarch.apps.images import save_depth, save_exr, save_npz, save_rgb
 from raymarch.config import ConfigError, override, preset
 from raymarch.data.atomic import write_text
@@ -189,14 +188,40 @@ def test_only_an_empty_folder_becomes_a_run(folder, trained, tmp_path, capsys):
     assert "a part of this path is a file" in said
 
 
-def test_the_demo_keeps_off_runs_that_are_not_its_own(run, tmp_path):
+def test_the_demo_keeps_off_runs_that_are_not_its_own(run, folder, tmp_path):
     with pytest.raises(ConfigError, match="a run of your own"):
-        make_room(run)
+        demo.run(run, 8, "cpu")
     (tmp_path / "out").mkdir()
     shutil.move(run, tmp_path / "out" / "run")
     with pytest.raises(ConfigError, match="a run of your own"):
-        make_room(tmp_path / "out")
+        demo.run(tmp_path / "out", 8, "cpu")
     assert len(checkpoint.saved(tmp_path / "out" / "run")) == 2
+    start(load(folder), tiny(), tmp_path / "arrays" / "run", "cpu").train()  # without a source, as the demo's
+    with pytest.raises(ConfigError, match="a run of your own"):
+        demo.run(tmp_path / "arrays", 8, "cpu")
+
+
+def test_an_earlier_demo_stays_until_the_next_is_whole(tmp_path, capsys, monkeypatch):
+    out, run = tmp_path / "demo", tmp_path / "demo" / "run"
+    demo.run(out, 3, "cpu")
+    (run / "renders").mkdir()
+    assert [p.name for p in checkpoint.saved(run)] == ["step-000000003.safetensors"]
+    if not torch.cuda.is_available():
+        assert "use --device cpu" in told(capsys, "demo", "--out", out, "--device", "cuda")
+    assert len(checkpoint.saved(run)) == 1
+
+    def stop(trainer, *_, **__):
+        trainer.save()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train", stop)
+        said = told(capsys, "demo", "--out", out, "--device", "cpu", "--steps", 2, status=130)
+    assert said.startswith("raymarch: stopped; the demo begins anew") and "is the run of before" in said
+    assert checkpoint.newest(run)[1]["step"] == 3
+    demo.run(out, 2, "cpu")
+    assert [p.name for p in checkpoint.saved(run)] == ["step-000000002.safetensors"]
+    assert (run / "renders").is_dir() and not (out / demo.DRAFT).exists()
 
 
 def test_a_run_belongs_to_one_process(run, folder, tmp_path):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from raymarch.apps.failures import UserStop
 from raymarch.apps.terminal import console
 from raymarch.config import Config, ConfigError, TrainConfig, preset
 from raymarch.data.alignment import align
@@ -18,13 +23,13 @@ from raymarch.features.query import mask, similarity
 from raymarch.features.words import STORED, write_embeddings
 from raymarch.model import Model
 from raymarch.train import colours
-from raymarch.train.checkpoint import newest, saved
+from raymarch.train.checkpoint import saved
 from raymarch.train.claim import CONFIG, check_vacant, claim
 from raymarch.train.evaluate import render_image
 from raymarch.train.metrics import psnr, ssim
 from raymarch.train.optim import GroupConfig, OptimConfig
-from raymarch.train.runs import start, subset
-from raymarch.train.trainer import Progress, Trainer
+from raymarch.train.runs import pick_device, start, subset
+from raymarch.train.trainer import LOG, Progress, Trainer
 from raymarch.types import Cameras
 
 SIZE = 96  # pixels on a side
@@ -32,6 +37,8 @@ VIEWS, TEST_VIEWS = 40, 6
 STEPS = 1600
 NOISE_DEGREES, NOISE_TRANSLATION = 1.0, 0.01  # put on every training pose; the furthest camera is at 1
 QUERIES = ("red ball", "mug")
+DRAFT = "run.part"  # where it trains, until the run is whole
+ABOUT = {"from": "the demo's own names"}  # in the file of the demo's words, and of nobody else's
 THRESHOLD = 0.5  # of the paired similarity: a pixel is the object when it is likelier than every other name
 
 
@@ -177,30 +184,62 @@ def query(feature: Tensor, truth: SyntheticScene, name: str) -> Tensor:
     return similarity(feature, truth.feature_vectors[at : at + 1], others)
 
 
-def make_room(out: Path) -> None:
-    """Remove the demo's own earlier run. ConfigError where the folder holds anything else."""
+def check_own(out: Path) -> None:
+    """ConfigError where a folder holds anything but what the demo has left there."""
     run = out / "run"
-    if saved(out):
-        raise ConfigError(f"{out} holds a run of your own: choose another folder with --out")
-    if saved(run):
-        claim(run)
-        if newest(run)[1]["scene"].get("source") is not None:
-            raise ConfigError(f"{run} holds a run of your own: choose another folder with --out")
-        for old in saved(run):
-            old.unlink()
-    elif out.exists() and not (run / CONFIG).is_file():
+    for place in (out, run):
+        if saved(place) and not made_here(place):
+            raise ConfigError(f"{place} holds a run of your own: choose another folder with --out")
+    if not saved(run) and out.exists() and not any((x / CONFIG).is_file() for x in (run, out / DRAFT)):
         check_vacant(out)
 
 
+def made_here(run: Path) -> bool:
+    """Whether a run's stored words are those that only the demo writes."""
+    try:
+        with safe_open(run / STORED, "pt") as file:
+            return bool(json.loads((file.metadata() or {})["raymarch"]) == ABOUT)
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return False
+
+
+def emptied(draft: Path) -> Path:
+    """The folder to train in, without what a demo that was stopped has left in it."""
+    if draft.is_dir():
+        claim(draft)
+        for old in saved(draft):
+            old.unlink()
+    return draft
+
+
+def replace_run(run: Path, draft: Path) -> None:
+    """Put a finished run in the place of an earlier one, whose renderings and other files stay."""
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    held = claim(run)
+    new = [file.relative_to(draft) for file in saved(draft)]
+    for name in (*new, Path(CONFIG), Path(LOG), Path(STORED)):
+        os.replace(draft / name, run / name)
+    for old in saved(run):
+        if old.relative_to(run) not in new:
+            old.unlink()
+    (run / colours.FILE).unlink(missing_ok=True)  # fitted to the earlier run's features
+    shutil.rmtree(draft)
+    del held
+
+
 def run(out: Path, steps: int | None, device: str) -> Path:
-    """Train, measure and write the page into `out`; returns the page's path."""
+    """Train, measure and write the page into `out`; returns the page's path. UserStop after Ctrl-C.
+
+    An earlier demo's run stays until the new one is whole.
+    """
     from rich import progress as rich_progress
 
     from raymarch.apps.demo_page import write_demo_page
 
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps is {steps}, expected at least 1")
-    make_room(out)
+    pick_device(device)
+    check_own(out)
     columns = (
         rich_progress.TextColumn("training"),
         rich_progress.BarColumn(),
@@ -208,16 +247,19 @@ def run(out: Path, steps: int | None, device: str) -> Path:
         rich_progress.TextColumn("{task.fields[psnr]}"),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=console()) as bar:
-        task = bar.add_task("", total=None, psnr="")
+    try:
+        with rich_progress.Progress(*columns, console=console()) as bar:
+            task = bar.add_task("", total=None, psnr="")
 
-        def show(progress: Progress, total: int) -> None:
-            bar.update(
-                task, total=total, completed=progress.step, psnr=f"{progress.psnr:5.2f} dB on its rays"
-            )
+            def show(progress: Progress, total: int) -> None:
+                words = f"{progress.psnr:5.2f} dB on its rays"
+                bar.update(task, total=total, completed=progress.step, psnr=words)
 
-        result = train_demo(steps, device, out / "run", show)
-    names = dict(zip(result.truth.names, result.truth.feature_vectors, strict=True))
-    write_embeddings(out / "run" / STORED, names, {"from": "the demo's own names"})
-    (out / "run" / colours.FILE).unlink(missing_ok=True)  # of the demo's own earlier run
-    return write_demo_page(result, out)
+            result = train_demo(steps, device, emptied(out / DRAFT), show)
+        names = dict(zip(result.truth.names, result.truth.feature_vectors, strict=True))
+        write_embeddings(out / DRAFT / STORED, names, ABOUT)
+        replace_run(out / "run", out / DRAFT)
+        return write_demo_page(result, out)
+    except KeyboardInterrupt:
+        before = f"; {out / 'run'} is the run of before" if made_here(out / "run") else ""
+        raise UserStop(f"stopped; the demo begins anew each time{before}") from None
