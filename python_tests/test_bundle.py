@@ -156,10 +156,32 @@ def test_frozen_cameras_and_cameras_without_matches_stay():
     assert_close(found.camera_to_worlds, truth, atol=1e-5, rtol=0)
     alone = matches.kept((matches.camera != 6) & (matches.host[matches.point] != 6))
     found = adjust(alone, off)
-    assert found.kept == (6,)
+    assert found.kept == (6,) and torch.equal(found.camera_to_worlds[6], off[6])
     nothing = adjust(matches.kept(torch.zeros(len(matches.point), dtype=torch.bool)), off)
     assert nothing.matches == 0 and nothing.kept == tuple(range(7))
     assert_close(nothing.camera_to_worlds, off, atol=1e-6, rtol=0)
+
+
+def test_a_camera_whose_matches_are_all_wrong_goes_back_and_bends_no_other():
+    cameras = ring(7)
+    truth = cameras.camera_to_worlds.double()
+    off = perturb(truth, 1.0, 0.02)
+    matches = matches_of(cameras, noise=1e-3)
+    sixth = matches.camera == 6
+    random = torch.Generator().manual_seed(3)
+    elsewhere = torch.nn.functional.normalize(
+        torch.randn(matches.seen.shape, generator=random, dtype=torch.float64), dim=-1
+    )
+    hosted = matches.host[matches.point] == 6
+    wrong = replace(matches, seen=torch.where(sixth[:, None], elsewhere, matches.seen)).kept(~hosted)
+    found = adjust(wrong, off)
+    assert found.kept == (6,) and torch.equal(found.camera_to_worlds[6], off[6])
+    left = align(found.camera_to_worlds[:6], truth[:6])
+    clean = adjust(matches.kept(~sixth & ~hosted), off)
+    least = align(clean.camera_to_worlds[:6], truth[:6])
+    assert float(left.rotation_error_deg.max()) < 1.5 * float(least.rotation_error_deg.max()) < 0.1
+    moved = align(found.camera_to_worlds[:6], off[:6])  # aligned with what came in
+    assert moved.scale == pytest.approx(1, abs=1e-9) and float(moved.translation.norm()) < 1e-9
 
 
 @pytest.mark.parametrize(("mode", "how"), [(m, h) for m in ("SO3xR3", "SE3") for h in ("camera", "world")])

@@ -203,13 +203,32 @@ def _solve(problem: _Problem, free: Tensor, steps: int) -> Tensor:
     return r
 
 
+def _enough(problem: _Problem, given: Tensor, allowed: Tensor) -> Tensor:
+    """Cameras [C] with enough matches to be moved. Others go back to where they came in, without matches."""
+    count = len(given)
+    moving = allowed
+    while True:
+        m = problem.matches
+        host = m.host[m.point]
+        each = torch.bincount(m.camera, minlength=count) + torch.bincount(host, minlength=count)
+        moving = moving & (each >= LEAST_MATCHES)
+        out = allowed & ~moving
+        problem.R[out], problem.c[out] = given[out, :, :3], given[out, :, 3]
+        stays = ~(out[m.camera] | out[host])
+        if bool(stays.all()):
+            return moving
+        problem.matches, problem.across = m.kept(stays), problem.across[stays]
+
+
 def adjust(
     matches: Matches, poses: Tensor, free: Tensor | None = None, config: BundleConfig | None = None
 ) -> Adjusted:
     """Move camera-to-world poses [C, 3, 4] and the points of `matches` until they agree best.
 
-    free [C] bool: cameras that may move (default: all). Pictures fix no similarity, so the result is aligned
-    with the poses that came in; not where cameras are held, which fix it.
+    free [C] bool: cameras that may move (default: all). A camera whose matches are too few, or turn out not
+    to fit, keeps the pose that came in, and its matches count for no other. Pictures fix no similarity, so
+    the cameras that moved are aligned with the poses they came in with; not where cameras are held, which
+    fix it.
     """
     config = config or BundleConfig()
     given = poses.detach().cpu().double()
@@ -223,10 +242,9 @@ def adjust(
     )
     size, moving = before, allowed
     for _ in range(config.rounds):
+        moving = _enough(problem, given, allowed)
         m = problem.matches
         places = torch.bincount(m.point, minlength=len(m.host))
-        each = torch.bincount(m.camera, minlength=count) + torch.bincount(m.host[m.point], minlength=count)
-        moving = allowed & (each >= LEAST_MATCHES)
         if int(moving.sum()) < max(1.0, LEAST_CAMERAS * int(allowed.sum())):
             return Adjusted(given, 0, before, before, tuple(allowed.nonzero()[:, 0].tolist()))
         r = _solve(problem, moving, config.steps).norm(dim=-1)
@@ -241,7 +259,8 @@ def adjust(
     for i in allowed.nonzero()[:, 0].tolist():
         found[i, :, :3] = nearest_rotation(found[i, :, :3])
     if bool(allowed.all()):
-        found = align(found, given).aligned
+        found[moving] = align(found[moving], given[moving]).aligned
+    found[~moving] = given[~moving]
     stayed = tuple((allowed & ~moving).nonzero()[:, 0].tolist())
     return Adjusted(found, len(problem.matches.point), before, size, stayed)
 
