@@ -137,6 +137,19 @@ def test_without_a_start_every_training_view_is_one(scene, truth, size):
     assert found.converged and degrees < 1 and per_cent < 1, (degrees, per_cent)
 
 
+def test_a_pose_that_hardly_anything_was_compared_for_is_not_found(scene, truth, starts):
+    """Nothing to compare is explained in full, with no error left."""
+    camera = scene.camera("test", 0)
+    photo = scene.render(camera, ("rgb",))["rgb"]
+    keep = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    keep[40:44, 40:44] = True
+    found = scene.localize(photo, camera, starts[truth.test[0]], QUICK, overlay=False, keep=keep)
+    assert not found.converged and "cells of the photo could be compared" in found.why
+    flat = torch.full((SIZE, SIZE, 3), 0.5)
+    found = scene.localize(flat, camera, starts[truth.test[0]], QUICK, overlay=False)
+    assert not found.converged and "explains 0%" in found.why
+
+
 def test_a_photo_of_something_else_is_not_found(scene):
     noise = torch.randint(0, 255, (SIZE, SIZE, 3), dtype=torch.uint8)
     found = scene.localize(noise, None, "train:0", replace(QUICK, rounds=0), overlay=False)

@@ -36,6 +36,7 @@ from raymarch.types import Cameras
 OVERLAY_SIDE = 640  # pixels of the longer side of an overlay
 LEAST_EXPLAINED = 0.7  # of the photo's variance, for a pose to count as found
 STILL = 0.25  # degrees, and per cent of the scene's size: what a last step may still want
+LEAST_CELLS = 50  # of the photo, that were compared
 LARGEST_STD = 2.0  # degrees, and per cent of the scene's size
 
 
@@ -193,6 +194,11 @@ class Localizer:
         """What speaks against the pose that was found, or nothing."""
         if not math.isfinite(float(aligner.cost[best])):
             return "the rendering is not finite at any pose tried"
+        if (cells := int(aligner.keep.sum())) < LEAST_CELLS:
+            return (
+                f"only {cells} cells of the photo could be compared, at least {LEAST_CELLS} are needed: "
+                "the photo is too small, or its mask keeps too little"
+            )
         explained = float(aligner.explained[best])
         if explained < LEAST_EXPLAINED:
             return (
@@ -200,10 +206,10 @@ class Localizer:
                 f"{LEAST_EXPLAINED:.0%}: the pose is likely wrong, or the photo shows something else"
             )
         moved, turned = self._in_parts(aligner.newton_step(torch.zeros_like(aligner.damping).double())[best])
-        if max(moved, turned) > STILL:
+        if not (moved <= STILL and turned <= STILL):  # nor where they are no numbers
             return f"it was still moving, by {turned:.2g} degrees and {moved:.2g} % of the scene's size"
         moved, turned = self._in_parts(covariance.diagonal().clamp_min(0).sqrt())
-        if max(moved, turned) > LARGEST_STD:
+        if not (moved <= LARGEST_STD and turned <= LARGEST_STD):
             return f"the photo leaves it open by {turned:.2g} degrees and {moved:.2g} % of the scene's size"
         return ""
 

@@ -32,7 +32,7 @@ class Fit:
     gain: Tensor  # [K, 1, 3]
     seen: Tensor  # [K, N, 3] the blurred rendering
     cost: Tensor  # [K]
-    explained: Tensor  # [K] share of the photo's variance, 0 to 1
+    explained: Tensor  # [K] share of the photo's variance, 0 to 1; 0 where it has none
     spread: Tensor  # [K] root mean square of the residuals
 
 
@@ -60,7 +60,8 @@ def compare(seen: Tensor, target: Tensor, keep: Tensor, scale: float) -> Fit:
         weight = keep / root
     cost = 2 * scale**2 * (keep * (root - 1)).sum((1, 2)) / (3 * cells)
     square = (keep * residual.square()).sum((1, 2)) / (3 * cells)
-    explained = (1 - square / (variance.mean() + 1e-12)).clamp_min(0)
+    varies = variance.mean()
+    explained = (1 - square / (varies + 1e-12)).clamp_min(0) * (varies > 1e-9)
     return Fit(residual, weight, gain, seen, cost, explained, square.sqrt())
 
 
