@@ -150,7 +150,7 @@ def _own_lens(run: OpenRun, size: tuple[int, int]) -> Cameras:
             "--intrinsics fx,fy,cx,cy"
         )
     width, height = (int(v) for v in own.size[0])
-    if abs(size[0] * height - size[1] * width) > max(width, height):
+    if abs(size[0] * height - size[1] * width) > max(*size, width, height):  # a pixel of the smaller photo
         raise LocalizeError(
             f"localize: the photo has {size[0]} x {size[1]} pixels, the run's photos {width} x {height}: "
             "that is not the same picture scaled; give --intrinsics fx,fy,cx,cy"
