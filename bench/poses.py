@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     args = parser.parse_args()
     scene = scene_of(args.scene, args.size, args.views)
-    if args.preset == "f3rm" and scene.features is None:
+    if preset(args.preset).model.fields.feature.width and scene.features is None:
         scene = with_features(scene)
     degrees, percent = numbers(args.noise)
     args.out.mkdir(parents=True, exist_ok=True)
