@@ -101,14 +101,37 @@ def told(capsys, *words, status=1):
         ("model.poses.mode=SE4", "model.poses: mode is 'SE4'"),
         ("model.poses.frozen=9", "frozen names camera 9, expected 0 to 4"),
         ("model.poses.frozen=(0,1,2,3,4)", "all 5 cameras are frozen"),
-        ("model.poses.trainable=(0,)", "camera 0 is named by both frozen and trainable"),
+        (
+            "model.poses.frozen=(0,) model.poses.trainable=(0,)",
+            "camera 0 is named by both frozen and trainable",
+        ),
+        ("model.poses.frozen=0 model.poses.trainable=0", "camera 0 is named by both frozen and trainable"),
+        ("model.poses.precondition=true model.poses.precondition_spread=0", "expected more than 1"),
+        ("model.poses.precondition=true model.poses.precondition_damping=-2", "at least 0"),
+        (
+            "model.poses.coarse_resolution=16 model.poses.coarse_until=5 model.poses.finest_resolution=0",
+            "finest_resolution is 0, expected more than 0",
+        ),
+        ("train.optim.poses.delay=-1", "train.optim.poses.delay is -1, expected at least 0"),
+        ("train.bundle.at=2 model.poses.gauge=mean", "train.bundle.at moves cameras together"),
     ],
 )
 def test_settings_that_nothing_can_be_trained_with(folder, tmp_path, capsys, setting, words):
-    more = ("--set", "model.poses.frozen=(0,)") if "trainable" in setting else ()
-    words_given = ("train", folder, "--preset", "tiny", *SHORT, "--set", setting, *more)
+    settings = [word for one in setting.split(" ") for word in ("--set", one)]
+    words_given = ("train", folder, "--preset", "tiny", *SHORT, *settings)
     assert words in told(capsys, *words_given, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_would_be_done_after_the_last_step_is_not_done_and_said(folder):
+    """The guard had failed there, and poses moved without a map that follows them."""
+    free = {"model.poses.gauge": "free"}
+    for name in ("train.trainer.guard_at", "train.bundle.at"):
+        for step in (4, 9):
+            trainer = start(load(folder), tiny(**{name: step}, **free), device="cpu")
+            trainer.train()
+            words = f"{name} names step {step}, which training of 4 steps does not go beyond"
+            assert trainer.notes == [f"{words}: nothing is done there"]
 
 
 def test_a_single_camera_has_nothing_to_be_refined_against(folder, tmp_path, capsys):

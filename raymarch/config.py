@@ -216,7 +216,9 @@ def _parse(hint: Any, text: str, name: str) -> Any:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
             raise ConfigError(f"{name}: expected true or false, got {text!r}")
         return text.lower() in ("true", "1", "yes")
-    bare = typing.get_origin(hint) is tuple and "(" not in text
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    bare = any(typing.get_origin(kind) is tuple for kind in kinds) and "(" not in text
+    bare = bare and not (text.lower() == "none" and type(None) in kinds)
     try:
         value = ast.literal_eval(f"({text},)" if bare else text)
     except (ValueError, SyntaxError):

@@ -281,6 +281,13 @@ def _check(config: PosesConfig, cameras: int) -> None:
         raise ValueError("poses: gauge 'mean' needs compose 'world': camera axes have no common motion")
     if config.small_angle != "exact" and config.mode == "SE3":
         raise ValueError("poses: small_angle 'nerfstudio' exists for mode SO3xR3 only, got SE3")
+    if config.precondition and not (config.precondition_spread > 1 and config.precondition_damping >= 0):
+        raise ValueError(
+            f"poses: precondition_spread is {config.precondition_spread:g} and precondition_damping "
+            f"{config.precondition_damping:g}, expected more than 1 and at least 0"
+        )
+    if config.coarse_until > 0 and config.coarse_resolution > 0 and config.finest_resolution <= 0:
+        raise ValueError(f"poses: finest_resolution is {config.finest_resolution:g}, expected more than 0")
     for name, ids in (("frozen", config.frozen), ("trainable", config.trainable or ())):
         if wrong := [i for i in ids if not 0 <= i < cameras]:
             raise ValueError(f"poses: {name} names camera {wrong[0]}, expected 0 to {cameras - 1}")

@@ -166,6 +166,16 @@ def guarded(trainer: Trainer, scene: Scene) -> Trainer:
     """The trainer, which will adjust poses to one another, and compare refined poses with poses as given,
     where its config asks for it."""
     config = trainer.config
+    named = {
+        "train.trainer.guard_at": (config.guard_at,),
+        "train.bundle.at": trainer.full_config.train.bundle.at,
+    }
+    for name, steps in named.items():
+        if late := [at for at in steps if at >= config.steps]:
+            trainer.notes.append(
+                f"{name} names step {late[0]}, which training of {config.steps} steps does not go beyond: "
+                "nothing is done there"
+            )
     if trainer.full_config.train.bundle.at:
         if trainer.model.poses.adjustment is None:
             raise ConfigError("train.bundle.at adjusts poses, but model.poses.mode is off: set it to SO3xR3")

@@ -68,6 +68,10 @@ def check_settings(config: Config) -> None:
     seed = config.train.trainer.seed
     if not -SEEDS <= seed < SEEDS:
         raise ConfigError(f"train.trainer.seed is {seed}, expected a number of 64 bits")
+    for group in ("fields", "proposals", "feature", "poses", "intrinsics"):
+        for name in ("delay", "warmup", "decay_steps"):
+            if (value := at(config, f"train.optim.{group}.{name}")) is not None and value < 0:
+                raise ConfigError(f"train.optim.{group}.{name} is {value}, expected at least 0")
     _check_bundle(config)
     _check_model(config)
 
@@ -78,6 +82,11 @@ def _check_bundle(config: Config) -> None:
         raise ConfigError(f"train.bundle.at is {bundle.at}, expected steps of at least 1")
     if min(sides, default=0) < 16:
         raise ConfigError(f"train.matches.sides is {sides}, expected some, of at least 16 pixels")
+    if bundle.at and config.model.poses.gauge == "mean":
+        raise ConfigError(
+            "train.bundle.at moves cameras together, which model.poses.gauge=mean cannot represent: "
+            "set it to similarity or free"
+        )
     last = max(releases(bundle), default=0)
     if 0 < config.train.trainer.guard_at < last:
         raise ConfigError(

@@ -326,7 +326,8 @@ class Trainer:
             found += [
                 (at, self._adjust) for at in self.full_config.train.bundle.at if at > int(self.adjusted)
             ]
-        if self.judge is not None and self.config.guard_at > 0:
+        found = [(at, act) for at, act in found if at < self.config.steps]  # for the steps that follow
+        if self.judge is not None and 0 < self.config.guard_at < self.config.steps:
             found.append((self.config.guard_at, self.judge))
         end = self.config.steps if steps is None else min(steps, self.config.steps)
         return sorted(((at, act) for at, act in found if self.step <= at <= end), key=lambda pause: pause[0])
