@@ -361,8 +361,13 @@ def test_a_singular_start_is_refused(truth):
     poses = scene.cameras.camera_to_worlds.clone()
     poses[4, :, 0] = poses[4, :, 1]
     broken = replace(scene, cameras=replace(scene.cameras, camera_to_worlds=poses))
-    with pytest.raises(ValueError, match=r"camera 4 \(image 4\) starts from a pose that is not rigid"):
+    with pytest.raises(
+        ValueError, match=r"camera 4 \(image 4\) starts from a pose that is not rigid .*angles by 1"
+    ):
         training(broken)
+    poses[4, :, 0] = torch.linalg.cross(poses[4, :, 2], poses[4, :, 1])
+    with pytest.raises(ValueError, match="determinant -1, expected 1"):
+        training(replace(scene, cameras=replace(scene.cameras, camera_to_worlds=poses)))
 
 
 @pytest.mark.parametrize(

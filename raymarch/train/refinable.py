@@ -58,10 +58,20 @@ def _check_rigid(poses: Tensor, names: list[str]) -> None:
     if bool(wrong.any()):
         i = int(wrong.nonzero()[0, 0])
         raise ValueError(
-            f"camera {i} ({names[i]}) starts from a pose that is not rigid (its axes have determinant "
-            f"{float(torch.linalg.det(R[i])):.3g}, expected 1): pose refinement cannot repair it; "
-            "correct the pose or leave the photo out"
+            f"camera {i} ({names[i]}) starts from a pose that is not rigid ({_unlike(poses[i])}): pose "
+            "refinement cannot repair it; correct the pose or leave the photo out"
         )
+
+
+def _unlike(pose: Tensor) -> str:
+    """What a pose [3, 4] has that no rotation and translation have."""
+    if not bool(pose.isfinite().all()):
+        return "some of its numbers are not finite"
+    R = pose[:, :3]
+    off = float((R.T @ R - torch.eye(3, dtype=R.dtype)).abs().max())
+    if off >= 1e-3:
+        return f"its axes are off unit length or right angles by {off:.3g}"
+    return f"its axes have determinant {float(torch.linalg.det(R)):.3g}, expected 1"
 
 
 def blind_cameras(model: Model, cameras: Cameras) -> list[int]:
