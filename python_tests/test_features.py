@@ -383,6 +383,9 @@ def test_dino_models_that_cannot_be_opened_say_why(dino_weights, tmp_path, monke
         with pytest.raises(EncoderError, match=words):
             open_encoder("dino", **options)
 
+    with pytest.raises(EncoderError, match="--facet is for dino and dinov2"):
+        open_encoder("clip", facet="key")
+
     def offline(*_, **__):
         raise OSError("no network")
 

@@ -175,6 +175,8 @@ def open_encoder(
     """
     if name not in ENCODERS:
         raise EncoderError(f"there is no encoder {name!r}; expected one of {', '.join(ENCODERS)}")
+    if name == "clip" and options:
+        raise EncoderError(f"--{next(iter(options))} is for dino and dinov2: leave it out for clip")
     module = importlib.import_module(ENCODERS[name])
     return module.open_(name, model, weights, torch.device(device), size, fit, **options)
 
