@@ -404,7 +404,7 @@ def export(
     Args:
         run: Run folder.
         what: Camera poses, a point cloud (PLY: colour, normal, feature colour), or a mesh (PLY, OBJ, GLB).
-        poses: How poses are written: transforms (transforms.json), colmap (text files) or tum.
+        poses: How poses are written: transforms (transforms.json, the default), colmap (text files) or tum.
         held_out: Also the poses of held-out cameras, moved as the training cameras went together.
         out: Output folder of poses (default: RUN/export/FORMAT), or file (default: RUN/export/WHAT.ply).
         points: At most so many points.
@@ -523,7 +523,8 @@ def doctor() -> None:
     """What was built, what is installed, and what this machine can run."""
     from raymarch.apps.doctor import main as examine
 
-    examine()
+    if status := examine():
+        raise SystemExit(status)
 
 
 COMMANDS = {

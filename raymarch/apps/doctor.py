@@ -16,6 +16,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from raymarch.apps.terminal import tell
+
 TORCH_NEEDED = (2, 10)  # the first with DLPack's C exchange API
 
 # Packages that raymarch can use but does not need, by the name that imports them: what to install, for what.
@@ -71,16 +73,16 @@ def main() -> int:
     findings = report()
     width = max(len(f.name) for f in findings)
     for f in findings:
-        print(f"{f.name:{width}}  {f.value}")
+        tell([f"{f.name:{width}}  {f.value}"])
     required = [f for f in findings if f.fix and f.name not in OPTIONAL]
     missing = [f for f in findings if f.fix and f.name in OPTIONAL]
-    print()
+    tell([""])
     for f in required:
-        print(f"problem: {f.name}: {f.fix}")
+        tell([f"problem: {f.name}: {f.fix}"])
     for f in missing:
-        print(f"optional: {f.fix}")
+        tell([f"optional: {f.fix}"])
     if not required:
-        print("Nothing is wrong.")
+        tell(["Nothing is wrong."])
     return 1 if required else 0
 
 
