@@ -197,8 +197,15 @@ def test_what_cannot_be_exported_gets_one_sentence_and_no_file(run, tmp_path):
     with pytest.raises(SceneError, match="not finite"):
         write_poses(tmp_path / "x", "tum", ["a.png"], broken)
     assert not (tmp_path / "x").exists()
-    with pytest.raises(ConfigError, match="nothing to export"):
-        list(export_run(run, None, None, False, "cpu"))
+    with pytest.raises(ConfigError, match="--poses: expected one of"):
+        list(export_run(run, None, "ply", False, "cpu"))
+
+
+def test_an_export_that_names_nothing_writes_transforms(run, tmp_path):
+    (written,) = export_run(run, tmp_path / "x", None, False, "cpu")
+    assert (
+        written == str(tmp_path / "x" / "transforms.json") and (tmp_path / "x" / "transforms.json").is_file()
+    )
 
 
 def test_quaternions_of_every_kind_of_turn():
@@ -346,4 +353,3 @@ def test_the_command_line_reaches_all_of_it(run, truth, tmp_path, capsys, monkey
     assert "neither camera_to_world nor" in refused(capsys, "localize", run, photo, "--init", pose_file, *cpu)
     (tmp_path / "empty").mkdir()
     assert "holds no checkpoint" in refused(capsys, "localize", tmp_path / "empty", photo, *cpu)
-    assert "nothing to export" in refused(capsys, "export", run, *cpu)

@@ -17,8 +17,7 @@ from raymarch.types import Cameras
 
 def export_run(run: Path, out: Path | None, poses: str | None, held_out: bool, device: str) -> Iterator[str]:
     """Write what was asked for; yields the path of each file."""
-    if poses is None:
-        raise ConfigError(f"nothing to export: give --poses {' | '.join(POSE_FORMATS)}")
+    poses = poses or "transforms"
     if poses not in POSE_FORMATS:
         raise ConfigError(f"--poses: expected one of {', '.join(POSE_FORMATS)}, got {poses!r}")
     opened = OpenRun(run, device)
