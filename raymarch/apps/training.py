@@ -78,6 +78,7 @@ def loop(trainer: Trainer, scene: Scene, look_every: int, tensorboard: bool) -> 
             trainer.train(on_progress=note)
         watcher.look_last()
     except KeyboardInterrupt:
+        say(*trainer.notes[known:])
         raise UserStop(stopped(trainer)) from None
     finally:
         watcher.close()
