@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from raymarch.config import override, preset
-from raymarch.data.alignment import rotation_angle
+from raymarch.data.alignment import align, align_most, perturb, rotation_angle
 from raymarch.data.perturb import PoseNoise, disturb, disturbed, scene_size
 from raymarch.data.pixels import PixelSource
 from raymarch.data.scene import Scene
@@ -354,6 +354,25 @@ def test_a_camera_that_sees_nothing_is_named_unless_it_is_frozen(truth):
     with pytest.raises(ValueError, match=r"camera 1 \(image 1\) sees nothing: none of its rays"):
         training(scene_of(truth, away), box)
     training(scene_of(truth), box)
+
+
+def test_one_wild_camera_has_no_say_in_an_alignment(truth):
+    """By least squares it had turned forty-nine that never moved by half a degree."""
+    given = perturb(truth.camera_to_worlds[:1].expand(50, 3, 4), 20.0, 0.5, seed=1).double()
+    off = given.clone()
+    off[:1] = perturb(given[:1], 40.0, 0.4)
+    plain, found = align(off, given), align_most(off, given)
+    assert float(plain.rotation_error_deg[1:].max()) > 0.2
+    assert (
+        float(found.rotation_error_deg[1:].max()) < 1e-5 and float(found.translation_error[1:].max()) < 1e-9
+    )
+    assert float(found.rotation_error_deg[0]) == pytest.approx(40, abs=1e-4)
+    assert float(found.translation_error[0]) == pytest.approx(0.4, abs=1e-6)
+    noisy = perturb(given, 1.0, 0.01, seed=2)  # where nobody stands out it is the same fit
+    for a, b in zip(align(noisy, given), align_most(noisy, given), strict=True):
+        assert a == b if isinstance(a, float) else torch.equal(a, b)
+    two = align_most(off[:2], given[:2])
+    assert torch.equal(two.aligned, align(off[:2], given[:2]).aligned)
 
 
 def test_a_singular_start_is_refused(truth):

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 CUES = ("centres", "centres+rotations")
+FAR = 5.0  # times the median camera's error, from where on a camera stands out
+LEAST_FAR = 0.05  # degrees and per cent of the scene's size: what the median counts as at least
+ROUNDS = 4  # of fitting and leaving out
 
 
 class Alignment(NamedTuple):
@@ -88,6 +91,37 @@ def align(estimated: Tensor, reference: Tensor, cues: str = "centres+rotations")
     aligned = torch.cat([R, t[..., None]], -1)
     degrees = rotation_angle(R.transpose(-1, -2) @ Rb) * (180 / math.pi)
     return Alignment(scale, rotation, translation, aligned, degrees, (t - tb).norm(dim=-1))
+
+
+def standing_out(turned: Tensor, moved: Tensor, size: float) -> Tensor:
+    """Cameras [C] bool that are off by far more than the median, in degrees or in per cent of `size`."""
+    parts = 100 * moved / size if size > 0 else moved
+    far = torch.zeros(len(turned), dtype=torch.bool)
+    for values in (turned, parts):
+        far |= values > FAR * values.median().clamp_min(LEAST_FAR)
+    return far
+
+
+def align_most(estimated: Tensor, reference: Tensor, cues: str = "centres+rotations") -> Alignment:
+    """`align`, in which cameras that stand out have no say: one wild camera bends a least-squares fit.
+
+    Where none stands out, or fewer than three would be left, it is `align` itself.
+    """
+    found = align(estimated, reference, cues)
+    a, b = estimated.detach().cpu().double(), reference.detach().cpu().double()
+    size = float((b[..., 3] - b[..., 3].mean(0)).norm(dim=-1).max())
+    agree = torch.ones(len(b), dtype=torch.bool)
+    for _ in range(ROUNDS):
+        rest = ~standing_out(found.rotation_error_deg, found.translation_error, size)
+        if int(rest.sum()) < 3 or torch.equal(rest, agree):
+            break
+        agree = rest
+        fit = align(a[agree], b[agree], cues)
+        moved = fit.take_along(a)
+        degrees = rotation_angle(moved[..., :3].transpose(-1, -2) @ b[..., :3]) * (180 / math.pi)
+        away = (moved[..., 3] - b[..., 3]).norm(dim=-1)
+        found = fit._replace(aligned=moved, rotation_error_deg=degrees, translation_error=away)
+    return found
 
 
 def perturb(camera_to_worlds: Tensor, rotation_deg: float, translation: float, seed: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from raymarch.data.alignment import align, nearest_rotation, rotation_angle
+from raymarch.data.alignment import align_most, nearest_rotation, rotation_angle
 from raymarch.data.scene import Scene
 from raymarch.train.matches import Matches, find_matches
 
@@ -34,7 +34,7 @@ POINTS = 4096  # eliminated at once
 class BundleConfig:
     at: tuple[int, ...] = ()  # steps of training at which poses are adjusted; none: never
     hold: int = 1000  # steps for which poses then stay, until the map has moved to where they are now
-    brake: float = 0.0  # on the learning rate of poses afterwards; 0: they stay for good
+    brake: float = 0.0  # on the learning rate of poses and lenses afterwards; 0: they stay for good
     rounds: int = 3  # of adjusting and leaving matches out that do not fit
     steps: int = 12  # in each
 
@@ -259,7 +259,7 @@ def adjust(
     for i in allowed.nonzero()[:, 0].tolist():
         found[i, :, :3] = nearest_rotation(found[i, :, :3])
     if bool(allowed.all()):
-        found[moving] = align(found[moving], given[moving]).aligned
+        found[moving] = align_most(found[moving], given[moving]).aligned
     found[~moving] = given[~moving]
     stayed = tuple((allowed & ~moving).nonzero()[:, 0].tolist())
     return Adjusted(found, len(problem.matches.point), before, size, stayed)

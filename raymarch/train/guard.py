@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from raymarch.data.alignment import align
+from raymarch.data.alignment import align_most
 from raymarch.data.pixels import Source
 from raymarch.train.trainer import Trainer, TrainingError
 
@@ -93,7 +93,7 @@ def suspicions(trainer: Trainer) -> list[str]:
 def score(trainer: Trainer, held_out: Source) -> float:
     """PSNR on a fixed draw of held-out pixels, cameras aligned with where the training cameras went."""
     given = trainer.source.cameras.camera_to_worlds
-    went = align(given, trainer.model.poses.optimized_camera_to_worlds(given))
+    went = align_most(given, trainer.model.poses.optimized_camera_to_worlds(given))
     lenses = trainer.model.intrinsics.of_others(trainer.source.cameras, held_out.cameras)
     cameras = replace(lenses, camera_to_worlds=went.take_along(lenses.camera_to_worlds))
     counter = torch.zeros(2, dtype=torch.int64, device=trainer.device)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from raymarch.data.alignment import Alignment, align, rotation_angle
+from raymarch.data.alignment import Alignment, align_most, rotation_angle
 from raymarch.train.evaluate import (
     IMAGE_HEADS,
     MASKED,
@@ -40,7 +40,8 @@ _REST = (
 PROTOCOLS = {
     "none": PROTOCOL,
     "align": "held-out photos at the size given, poses moved by the similarity that takes the training poses "
-    "as given to the refined ones (centres and rotations, least squares), " + _REST,
+    "as given to the refined ones (centres and rotations, least squares over cameras that do not stand "
+    "out), " + _REST,
     "refine": "held-out photos at the size given, poses first aligned as by `align`; then the dark squares "
     "of an 8 x 8 board over each photo are rendered from the pose that fits the light squares best, and the "
     "light ones from the pose that fits the dark ones, fields fixed: no pixel is judged that its pose was "
@@ -60,7 +61,7 @@ class Refined:
 def drift(run: OpenRun) -> Alignment:
     """The similarity from the training poses as given to the refined ones, scene units."""
     given = run.train_cameras(refined=False).camera_to_worlds
-    return align(given, run.train_cameras().camera_to_worlds)
+    return align_most(given, run.train_cameras().camera_to_worlds)
 
 
 def aligned_cameras(run: OpenRun) -> Cameras:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymarch.data.alignment import align, rotation_angle
+from raymarch.data.alignment import align_most, rotation_angle, standing_out
 from raymarch.data.error import SceneError
 from raymarch.data.pose_files import read_adjustments
 from raymarch.data.scene import Scene
@@ -20,9 +20,6 @@ from raymarch.model.poses import compose
 from raymarch.ops.pose import MODES, pose
 from raymarch.ops.rays import COMPOSES
 from raymarch.train.runs import OpenRun
-
-FAR = 5.0  # times the median correction, and a camera is named as one that stands out
-LEAST_FAR = 0.05  # degrees, and per cent of the cameras' spread: below, nothing stands out
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def refined_poses(run: OpenRun) -> RefinedPoses:
     six = poses.six_numbers()
     xi = None if six is None else six.cpu()
     free = [True] * count if poses.free is None else poses.free.flatten().tolist()
-    back = align(refined, given)
+    back = align_most(refined, given)
     spread = float((given[..., 3] - given[..., 3].mean(0)).norm(dim=-1).max())
     turned_alone, moved_alone = back.rotation_error_deg, back.translation_error
     drift = {
@@ -77,20 +74,12 @@ def refined_poses(run: OpenRun) -> RefinedPoses:
         turned_alone=turned_alone,
         moved_alone=moved_alone,
         drift=drift,
-        outliers=_outliers(turned_alone, moved_alone, spread),
+        outliers=tuple(standing_out(turned_alone, moved_alone, spread).nonzero()[:, 0].tolist()),
     )
 
 
 def _degrees_between(a: Tensor, b: Tensor) -> Tensor:
     return rotation_angle(a[..., :3].transpose(-1, -2) @ b[..., :3]) * (180 / math.pi)
-
-
-def _outliers(turned: Tensor, moved: Tensor, spread: float) -> tuple[int, ...]:
-    parts = 100 * moved / spread if spread > 0 else moved
-    far = torch.zeros(len(turned), dtype=torch.bool)
-    for values in (turned, parts):
-        far |= values > FAR * values.median().clamp_min(LEAST_FAR)
-    return tuple(far.nonzero()[:, 0].tolist())
 
 
 def report_rows(poses: RefinedPoses) -> list[dict[str, Any]]:
