@@ -167,6 +167,21 @@ def test_a_broken_normal_does_not_break_orientation(ray, device):
     assert w.grad.isfinite().all() and d.grad.isfinite().all() and d.grad.any()
 
 
+def test_shapes_that_would_be_stretched_are_refused():
+    w, t, depth = torch.rand(3, 4), torch.rand(3, 5), torch.rand(3)
+    for loss in (depth_ds_nerf, lambda w, t, d: depth_urf(w, t, d, depth, 0.2)):
+        with pytest.raises(ValueError, match=r"depth is \[3, 1\], expected \[3\]"):
+            loss(w, t, depth[:, None])
+        with pytest.raises(ValueError, match=r"t is \[1, 5\], expected \[R, S \+ 1\]"):
+            loss(w, t[:1], depth)
+    with pytest.raises(ValueError, match=r"expected is \[1\], expected \[3\]"):
+        depth_urf(w, t, depth, depth[:1], 0.2)
+    with pytest.raises(ValueError, match=r"scale_gradients: t is \[1, 5\]"):
+        scale_gradients(w, t[:1])
+    with pytest.raises(ValueError, match=r"scale_gradients: x is \[3\]"):
+        scale_gradients(depth, t)
+
+
 def test_depth(ray, device):
     t, _, w = ray
     depth = torch.tensor([1.35], device=device)

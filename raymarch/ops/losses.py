@@ -194,13 +194,25 @@ def _blurred(s: Tensor, weights: Tensor, at: Tensor, radius: float) -> Tensor:
     )
 
 
+def _check_rays(op: str, samples: Tensor, t: Tensor, **of_rays: Tensor) -> None:
+    """ValueError unless t [R, S + 1] are edges of samples [R, S, ...] and the rest has one number a ray."""
+    if samples.dim() < 2 or t.dim() != 2 or t.shape != (samples.shape[0], samples.shape[1] + 1):
+        raise ValueError(
+            f"{op}: t is {list(t.shape)}, expected [R, S + 1] for samples of shape {list(samples.shape)}"
+        )
+    for name, x in of_rays.items():
+        if x.shape != t.shape[:1]:
+            raise ValueError(f"{op}: {name} is {list(x.shape)}, expected [{t.shape[0]}]")
+
+
 def depth_ds_nerf(weights: Tensor, t: Tensor, depth: Tensor, sigma: float = 0.01) -> Tensor:
     """Weights drawn to a measured depth, [R]; 0, and no gradient, where depth is not positive or NaN.
 
     weights [R, S], t [R, S + 1] edges, depth [R] distance along the ray in the same units. The sum of
     -ln(w_i + 1e-7) exp(-(t_i - depth)^2 / (2 sigma)) (length of i) over midpoints t_i. DS-NeRF, with
-    nerfstudio's 2 sigma in place of 2 sigma^2. In plain torch.
+    nerfstudio's 2 sigma in place of 2 sigma^2. In plain torch. ValueError for other shapes.
     """
+    _check_rays("depth_ds_nerf", weights, t, depth=depth)
     known = depth > 0
     depth = torch.where(known, depth, 0.0)  # zero times NaN would be the gradient of an unknown depth
     middle = (t[:, 1:] + t[:, :-1]) / 2
@@ -215,8 +227,10 @@ def depth_urf(weights: Tensor, t: Tensor, depth: Tensor, expected: Tensor, sigma
     weights [R, S], t [R, S + 1], depth [R], not positive or NaN where unknown; expected [R] is the rendered
     mean distance. The sum of
     (expected - depth)^2, of (w - N(t - depth; 0, sigma / 3))^2 within sigma of depth, and of w^2 before that.
-    Urban Radiance Fields, equations 13 to 18, as nerfstudio weighs them. In plain torch.
+    Urban Radiance Fields, equations 13 to 18, as nerfstudio weighs them. In plain torch. ValueError for
+    other shapes.
     """
+    _check_rays("depth_urf", weights, t, depth=depth, expected=expected)
     known = depth > 0
     depth = torch.where(known, depth, 0.0)
     away = (t[:, 1:] + t[:, :-1]) / 2 - depth[:, None]
@@ -244,5 +258,8 @@ def scale_gradients(x: Tensor, t: Tensor) -> Tensor:
     x [R, S] or [R, S, K]; t [R, S + 1] edges. Balances samples near the camera, which more pixels see
     ("Radiance Field Gradient Scaling for Unbiased Near-Camera Training", 2023).
     """
+    if x.dim() not in (2, 3):
+        raise ValueError(f"scale_gradients: x is {list(x.shape)}, expected [R, S] or [R, S, K]")
+    _check_rays("scale_gradients", x, t)
     factor = ((t[:, 1:] + t[:, :-1]) / 2).square().clamp(0, 1)
     return _ScaleGradients.apply(x, factor.view(*factor.shape, *[1] * (x.dim() - 2)).detach())
