@@ -133,6 +133,15 @@ def test_vertical_ignores_a_common_pitch():
     assert np.allclose(moved.rotate(torch.tensor([0.0, 1, 0], dtype=torch.float64)), [0, 0, 1], atol=1e-9)
 
 
+def test_a_camera_far_outside_is_named():
+    poses = np.tile(np.eye(4)[:3], (9, 1, 1))
+    poses[:, :, 3] = np.random.default_rng(0).uniform(-1, 1, (9, 3))
+    assert not any("as far out" in x for x in normalise.normalise(poses)[1])
+    poses[6, :, 3] = [500, 0, 0]
+    (told,) = [x for x in normalise.normalise(poses)[1] if "as far out" in x]
+    assert told.startswith("camera 6 stands ")
+
+
 def test_cameras_that_say_nothing_are_reported_not_divided_by_zero():
     still = np.stack([np.eye(4)[:3], np.diag([-1.0, -1, 1, 1])[:3]])
     moved, problems = normalise.normalise(still)

@@ -17,6 +17,7 @@ ORIENTATIONS = ("up", "vertical", "pca", "none")
 CENTERS = ("poses", "focus", "none")
 PARALLEL = 0.17  # camera x axes closer to one line than this (sine) say nothing about the vertical
 TINY = 1e-9
+FAR = 20.0  # times the median camera's distance from the middle of all
 
 
 def normalise(
@@ -29,6 +30,7 @@ def normalise(
     centre = _centre(poses, center)
     rotation = _rotation(poses, orientation, problems)
     moved = (poses[:, :, 3] - centre) @ rotation.T
+    _check_outliers(moved, problems)
     factor = _scale(moved, scale, problems)
     steps = {
         "center": similarity(translation=-centre),
@@ -110,6 +112,17 @@ def _focus(poses: np.ndarray, focus: np.ndarray) -> np.ndarray:
         if ahead.all():
             break
     return focus
+
+
+def _check_outliers(places: np.ndarray, problems: list[str]) -> None:
+    """Name a camera that stands far outside of where the others are: all of the scene is scaled by it."""
+    away = np.linalg.norm(places - np.median(places, axis=0), axis=1)
+    usual = float(np.median(away))
+    if len(places) >= 5 and usual > TINY and away.max() > FAR * usual:
+        problems.append(
+            f"camera {int(away.argmax())} stands {away.max() / usual:.0f} times as far out as the median "
+            "camera: if its pose is wrong, leave the photo out, because the scene is scaled until it fits in"
+        )
 
 
 def _scale(positions: np.ndarray, scale: str | float, problems: list[str]) -> float:
