@@ -15,8 +15,10 @@ from safetensors.torch import save_file
 from test_apps import photo_scene
 from test_train import parameters, run_to
 
+import raymarch as package
 from raymarch.apps import cli, demo, terminal, training
 from raymarch.apps.images import save_depth, save_exr, save_npz, save_rgb
+from raymarch.apps.view import wait_for_run
 from raymarch.config import ConfigError, override, preset
 from raymarch.data.atomic import write_text
 from raymarch.data.scene import load
@@ -132,6 +134,24 @@ def test_what_would_be_done_after_the_last_step_is_not_done_and_said(folder):
             trainer.train()
             words = f"{name} names step {step}, which training of 4 steps does not go beyond"
             assert trainer.notes == [f"{words}: nothing is done there"]
+
+
+def test_when_no_checkpoint_can_be_read_none_is_offered(run):
+    for file in checkpoint.saved(run):
+        file.write_bytes(file.read_bytes()[:99])
+    with pytest.raises(CheckpointError, match="; none of the run's 2 can be read: put back a copy") as told:
+        checkpoint.newest(run)
+    assert "earlier" not in str(told.value)
+
+
+def test_nobody_waits_for_a_folder_that_is_no_run(folder, capsys):
+    wait_for_run(folder, True)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_version_is_told(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"raymarch {package.__version__}\n"
 
 
 def test_a_single_camera_has_nothing_to_be_refined_against(folder, tmp_path, capsys):

@@ -536,6 +536,13 @@ COMMANDS = {
 }
 
 
+def tell_version() -> None:
+    """What is installed."""
+    from raymarch import __version__
+
+    tell([f"raymarch {__version__}"])
+
+
 def deferred(command: Callable[..., None]) -> Callable[..., Any]:
     """The command with its arguments, to be run once they are all understood."""
 
@@ -563,6 +570,8 @@ def parse(argv: list[str]) -> Callable[[], None]:
     from raymarch.apps.usage import one_line, unknown_command
 
     wrong = io.StringIO()
+    if argv == ["--version"]:
+        return tell_version
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
         say(f"raymarch: {unknown_command(argv[0], COMMANDS)}")
         raise SystemExit(2)

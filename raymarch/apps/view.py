@@ -25,6 +25,7 @@ from raymarch.config import ConfigError
 from raymarch.data.paths import focus, quaternions, upward
 from raymarch.features.words import read_embeddings
 from raymarch.train.checkpoint import CheckpointError, saved
+from raymarch.train.claim import CONFIG
 from raymarch.trained import TrainedScene
 
 HOST = "127.0.0.1"
@@ -97,9 +98,9 @@ def serve(viser: Any, port: int, label: str) -> Any:
 
 
 def wait_for_run(run: Path, follow: bool, say=print) -> None:
-    """Wait for the first checkpoint of a run that has just begun. CheckpointError without `follow`."""
+    """Wait for the first checkpoint of a run that has just begun, whose settings are there already."""
     told = False
-    while follow and run.is_dir() and not saved(run):
+    while follow and (run / CONFIG).is_file() and not saved(run):
         if not told:
             say(f"waiting for the first checkpoint of {run}")
             told = True

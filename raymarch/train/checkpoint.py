@@ -28,6 +28,7 @@ SCENE: dict[str, type] = {
 }
 LARGEST_SIDE = 1 << 20  # pixels of a photo
 CAMERAS = tuple(f"scene.{x}" for x in ("camera_to_worlds", "intrinsics", "distortion", "lens", "size"))
+EARLIER = "; use an earlier file of the same run"
 
 
 class CheckpointError(ValueError):
@@ -71,9 +72,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"there is no checkpoint at {path}") from None
     except (SafetensorError, json.JSONDecodeError, RecursionError, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint ({reason}); use an earlier file of the same run"
-        ) from None
+        raise CheckpointError(f"{path} is damaged or not a checkpoint ({reason}){EARLIER}") from None
 
 
 def _header(meta: Any, path: Path) -> dict[str, Any]:
@@ -89,8 +88,8 @@ def _header(meta: Any, path: Path) -> dict[str, Any]:
     for name, kind in HEADER.items():
         if type(meta.get(name)) is not kind:
             raise CheckpointError(
-                f"{path} has a damaged header: {name} is {meta.get(name)!r:.40}, expected {kind.__name__}; "
-                "use an earlier file of the same run"
+                f"{path} has a damaged header: {name} is {meta.get(name)!r:.40}, expected {kind.__name__}"
+                f"{EARLIER}"
             )
     return meta
 
@@ -167,7 +166,9 @@ def newest(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             problems.append(problem)
             continue
         return tensors, meta | {"problems": [f"{p}: {file.name} is used" for p in problems]}
-    raise problems[0]
+    told = str(problems[0]).removesuffix(EARLIER)
+    left = "it is the only one" if len(files) == 1 else f"none of the run's {len(files)} can be read"
+    raise CheckpointError(f"{told}; {left}: put back a copy, or train again")
 
 
 def prune(run: Path, keep: int, step: int) -> None:
