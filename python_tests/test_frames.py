@@ -11,7 +11,7 @@ from raymarch.data.synthetic import as_scene, feature_maps, make_scene
 from raymarch.model import Model
 from raymarch.model.baked import bake, bits, cell_centres, cell_lengths, proposal_density
 from raymarch.model.canvas import tile_order
-from raymarch.model.exact import density_in_one
+from raymarch.model.exact import density_in_one, final_samples
 from raymarch.model.frames import FrameRenderer, OutOfMemory, Settings
 from raymarch.model.in_flight import chunk_size
 from raymarch.model.rays import generate
@@ -418,3 +418,28 @@ def test_features_that_do_not_fit_are_returned_on_the_host(model, cameras):
     got = FrameRenderer(model, Settings(max_gb=1e-4)).render(cameras, 0, heads)["feature"]
     assert want.is_cuda and not got.is_cuda
     torch.testing.assert_close(got, want.cpu(), rtol=1e-4, atol=1e-4)
+
+
+def test_samples_of_exact_frames_are_the_samplers(trained, scene):
+    cameras = subset(scene.cameras, scene.test, torch.device("cpu"))
+    xy = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) * 30
+    pixels = Pixels(torch.zeros(len(xy), dtype=torch.int64), xy)
+    with torch.no_grad():
+        rays = generate(pixels, cameras, None, trained.config.rays, False)
+        found = final_samples(trained, rays)
+        wanted, _ = trained.sampler(rays, list(trained.fields.proposals))
+    assert density_in_one(trained.fields.proposals[0]) is not None, "nothing is compared otherwise"
+    torch.testing.assert_close(found.s, wanted.s, rtol=0, atol=2e-4)
+    torch.testing.assert_close(found.t, wanted.t, rtol=2e-3, atol=2e-3)
+
+
+def test_rays_in_flight_are_asked_for_once(trained, monkeypatch):
+    asked = []
+    monkeypatch.setattr("raymarch.model.frames.chunk_size", lambda *a: asked.append(a) or 512)
+    frames, cpu = FrameRenderer(trained), torch.device("cpu")
+    heads = frozenset({"rgb"})
+    assert [frames._in_flight(heads, "exact", cpu) for _ in range(3)] == [512] * 3 and len(asked) == 1
+    frames._in_flight(heads, "reduced", cpu)
+    frames.forget()
+    frames._in_flight(heads, "exact", cpu)
+    assert len(asked) == 3

@@ -13,6 +13,8 @@ from raymarch.model.fields import ProposalField
 from raymarch.model.rays import generate
 from raymarch.model.reduced import networks_fit, pictured, pictures
 from raymarch.ops.composite import composite
+from raymarch.ops.rays_to_samples import resample
+from raymarch.ops.sample import sample_spaced
 from raymarch.ops.samples_to_pixels import samples_to_density
 from raymarch.types import Cameras, Pixels, Rays, Rendering, Samples
 
@@ -66,6 +68,24 @@ def density_at_once(field: ProposalField) -> Callable[[Rays, Samples], Tensor]:
     return field if density is None else lambda rays, at: density(rays.origins, rays.directions, at.t)
 
 
+def final_samples(model: Model, rays: Rays) -> Samples:
+    """The sampler's last samples in evaluation, a proposal level in two ops where these run its network."""
+    densities = [density_in_one(field) for field in model.fields.proposals]  # type: ignore[arg-type]
+    if any(density is None for density in densities):
+        return model.sampler(rays, list(model.fields.proposals))[0]  # type: ignore[arg-type]
+    config, near, far = model.config.sampler, rays.near, rays.far
+    samples = Samples(*sample_spaced(near, far, config.samples[0], config.spacing))
+    for density, count in zip(densities, config.samples[1:], strict=True):
+        assert density is not None
+        found = density(rays.origins, rays.directions, samples.t).view(-1, 1)
+        _, s, t, _ = resample(
+            found, None, 1.0, samples.s, samples.t, near, far, rays.origins, rays.directions, count,
+            config.spacing, padding=config.padding, norm=model.config.fields.norm, positions=False,
+        )  # fmt: skip
+        samples = Samples(s, t)
+    return samples
+
+
 def render_pixels(
     model: Model, pixels: Pixels, cameras: Cameras, heads: frozenset[str], fused: bool = True
 ) -> dict[str, Tensor]:
@@ -79,7 +99,7 @@ def render_pixels(
     if not allowed or not networks_fit(model.fields.radiance):
         return heads_of(model(pixels, cameras, train=False, heads=heads))
     rays = generate(pixels, cameras, None, model.config.rays, False)
-    samples, _ = model.sampler(rays, [density_at_once(f) for f in model.fields.proposals])  # type: ignore[arg-type]
+    samples = final_samples(model, rays)
     seen = pictures(model, rays, samples.t, "feature_hidden" in heads)
     found = pictured(seen)
     if "feature_hidden" in heads:

@@ -68,6 +68,7 @@ class FrameRenderer:
         self._baked: Baked | None = None
         self._baked_from: tuple[int, ...] = ()
         self._recorded: dict[tuple, Recorded] = {}
+        self._chunks: dict[tuple, int] = {}  # rays in flight by heads, mode and device
         self._pool: Any = None  # of memory that captured chunks share
         self._camera: Cameras | None = None
         self._first: Tensor | None = None
@@ -96,7 +97,7 @@ class FrameRenderer:
         if "similarity" in heads and embeddings is None:
             raise ValueError("render: the head similarity needs embeddings [K, D], as from a text encoder")
         device = cameras.camera_to_worlds.device
-        rays = chunk or chunk_size(self.model, heads, mode, device, self.settings.max_gb, self.settings.fused)
+        rays = chunk or self._in_flight(heads, mode, device)
         was_training = self.model.training
         self.model.train(False) if was_training else None
         threads = torch.get_num_threads()
@@ -123,6 +124,15 @@ class FrameRenderer:
             torch.set_num_threads(threads)
             self.model.train(was_training) if was_training else None
 
+    def _in_flight(self, heads: frozenset[str], mode: str, device: torch.device) -> int:
+        """Rays of a chunk, from the memory that was free when such a frame was first rendered."""
+        key = (heads, mode, device)
+        if key not in self._chunks:
+            self._chunks[key] = chunk_size(
+                self.model, heads, mode, device, self.settings.max_gb, self.settings.fused
+            )
+        return self._chunks[key]
+
     def _tried(self, *what: Any) -> dict[str, Tensor] | None:
         """The frame, or None where memory ran out."""
         try:
@@ -135,6 +145,7 @@ class FrameRenderer:
     def forget(self) -> None:
         """Give captured chunks and the baked grid's memory back."""
         self._recorded.clear()
+        self._chunks.clear()
         self._pool = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -178,7 +189,7 @@ class FrameRenderer:
         rays: int,
     ) -> dict[str, Tensor]:
         device = cameras.camera_to_worlds.device
-        width, height = (int(v) for v in cameras.size[camera])
+        width, height = (int(v) for v in cameras.size[camera].tolist())
         wanted = set(heads) - {"feature", "similarity"}
         if heads & {"feature", "similarity"}:
             wanted.add("feature_hidden")

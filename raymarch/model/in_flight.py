@@ -22,7 +22,8 @@ def bytes_in_flight(model: Model, heads: frozenset[str], mode: str, fused: bool)
     if mode == "reduced":
         config = model.config.reduced
         costly = max(600 * normals, 1200 * features)
-        return 4 * (3 * config.samples + 150), reduced.COSTLY_RAYS * config.kept * costly
+        along = config.samples * (2 if costly else 1)  # edges, and weights where something else needs them
+        return 4 * (along + 100), reduced.COSTLY_RAYS * config.kept * costly
     samples = model.config.sampler.samples
     if fused and not normals and reduced.networks_fit(model.fields.radiance):
         return 4 * (6 * max(samples) + 120), 0

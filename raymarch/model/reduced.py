@@ -147,26 +147,20 @@ def render_rays(
     if not costly:
         return found
     assert seen.weights is not None
-    lines: Lines = (rays.origins, rays.directions, t, seen.weights)
+    x, w = representatives(rays.origins, rays.directions, t, seen.weights, config.kept)
     if costly & {"normals", "predicted_normals"}:
-        facing = [normals(model, *representatives(*part, config.kept), costly) for part in in_parts(lines)]
+        facing = [normals(model, *part, costly) for part in in_parts(x, w)]
         found |= {name: together([part[name] for part in facing]) for name in facing[0]}
     if "feature_hidden" in costly:
         if apart is not None:
-            o, d, edges, w = (x.index_select(0, apart) for x in lines)
-            lines = (o, d, edges, w)
-        parts = [hidden(model, *representatives(*part, config.kept)) for part in in_parts(lines)]
-        found["feature_hidden"] = together(parts)
+            x, w = x.index_select(0, apart), w.index_select(0, apart)
+        found["feature_hidden"] = together([hidden(model, *part) for part in in_parts(x, w)])
     return found
 
 
-Lines = tuple[Tensor, Tensor, Tensor, Tensor]  # of rays: origins, directions, edges, weights
-
-
-def in_parts(lines: Lines) -> list[Lines]:
+def in_parts(x: Tensor, w: Tensor) -> list[tuple[Tensor, Tensor]]:
     """COSTLY_RAYS at a time."""
-    o, d, t, w = (x.split(COSTLY_RAYS) for x in lines)
-    return list(zip(o, d, t, w, strict=True))
+    return list(zip(x.split(COSTLY_RAYS), w.split(COSTLY_RAYS), strict=True))
 
 
 def together(parts: list[Tensor]) -> Tensor:
