@@ -234,6 +234,21 @@ def test_adjustments_of_either_convention_are_taken_over(data, xi, tmp_path, con
     assert (want - other).abs().max() > 1e-3  # the name matters
 
 
+def test_six_numbers_of_either_mode_are_taken_over(data, xi, tmp_path):
+    xi = 10 * xi  # SE3 differs in the second order
+    save_file({"pose_adjustment": xi}, tmp_path / "a.safetensors")
+    given = data.cameras.camera_to_worlds[:VIEWS]
+    found = {}
+    for mode in (None, "SO3xR3", "SE3"):
+        named = named_adjustments(tmp_path / "a.safetensors", "camera", mode)
+        found[mode] = with_adjustments(data, named).cameras.camera_to_worlds[:VIEWS]
+        want = compose(given, pose(xi, mode or "SO3xR3"), "camera")
+        torch.testing.assert_close(found[mode], want, rtol=0, atol=1e-6)
+    assert (found["SE3"] - found["SO3xR3"]).abs().max() > 1e-3
+    without = {"path": str(tmp_path / "a.safetensors"), "convention": "camera"}  # as older runs name them
+    assert torch.equal(with_adjustments(data, without).cameras.camera_to_worlds[:VIEWS], found[None])
+
+
 def test_adjustments_that_do_not_fit_get_one_sentence(data, tmp_path):
     def refused(words, values, convention="world", mode="SO3xR3"):
         with pytest.raises(SceneError, match=words) as told:
@@ -250,6 +265,8 @@ def test_adjustments_that_do_not_fit_get_one_sentence(data, tmp_path):
         named_adjustments("x.npz", None)
     with pytest.raises(SceneError, match="none were given"):
         named_adjustments(None, "world")
+    with pytest.raises(SceneError, match="--adjustments-mode says how"):
+        named_adjustments(None, None, "SE3")
     (tmp_path / "a.pt").write_bytes(b"")
     np.savez(tmp_path / "objects.npz", a=np.array([object()]))
     np.savez(tmp_path / "none.npz", a=np.zeros((3, 2)))

@@ -49,6 +49,7 @@ def train(
     features: tuple[Path, ...] = (),
     adjustments: Path | None = None,
     convention: Literal["camera", "world"] | None = None,
+    adjustments_mode: Literal["SO3xR3", "SE3"] | None = None,
     masks: Literal["ignore", "empty", "none"] = "ignore",
     alpha: Literal["empty", "ignore", "none"] = "empty",
     memory: Literal["auto", "memory", "disk"] = "auto",
@@ -71,6 +72,7 @@ def train(
             `raymarch extract` left in the scene's folder).
         adjustments: Pose adjustments to begin with, as nerfstudio has them: .safetensors, .npz or .json.
         convention: Of the adjustments: camera (nerfstudio 0.3, F3RM) or world (nerfstudio 1).
+        adjustments_mode: How six numbers are a motion (default: SO3xR3, as nerfstudio's default).
         masks: What zero in a mask means: never draw the pixel, nothing is there, or nothing at all.
         alpha: The same for transparent pixels.
         memory: Where decoded photos lie; auto maps them from files where they take half of the free memory.
@@ -105,7 +107,7 @@ def train(
     if files:
         options["features"] = [str(file) for file in files]
     loaded = load(scene, **options)
-    moved = named_adjustments(adjustments, convention)
+    moved = named_adjustments(adjustments, convention, adjustments_mode)
     loaded = with_adjustments(loaded, moved)
     source = {"path": str(scene.resolve()), "options": options} | ({"adjustments": moved} if moved else {})
     trainer = start(loaded, config, run, device, source)

@@ -136,19 +136,23 @@ def adjusted(scene: Scene, adjustments: Tensor, convention: str, mode: str = "SO
     return replace(scene, cameras=replace(scene.cameras, camera_to_worlds=poses))
 
 
-def named_adjustments(path: str | Path | None, convention: str | None) -> dict[str, str] | None:
+def named_adjustments(
+    path: str | Path | None, convention: str | None, mode: str | None = None
+) -> dict[str, str] | None:
     """How to find adjustments again, for `with_adjustments`; None where none were asked for."""
     if path is None:
-        if convention is not None:
-            raise SceneError("--convention says how to read --adjustments, but none were given")
+        for option, word in (("--convention", convention), ("--adjustments-mode", mode)):
+            if word is not None:
+                raise SceneError(f"{option} says how to read --adjustments, but none were given")
         return None
     if convention is None:
         raise SceneError("--adjustments needs --convention camera or --convention world: files do not say")
-    return {"path": str(Path(path).resolve()), "convention": convention}
+    return {"path": str(Path(path).resolve()), "convention": convention, "mode": mode or "SO3xR3"}
 
 
 def with_adjustments(scene: Scene, named: dict[str, str] | None) -> Scene:
     """The scene with the adjustments of a file, or as it is."""
     if named is None:
         return scene
-    return adjusted(scene, read_adjustments(named["path"]), named["convention"])
+    values = read_adjustments(named["path"])
+    return adjusted(scene, values, named["convention"], named.get("mode", "SO3xR3"))  # older runs name none
