@@ -38,7 +38,7 @@ COSTLY_RAYS = 1 << 16  # of which normals and features are made at once; colours
 
 @dataclass(frozen=True)
 class ReducedConfig:
-    samples: int = 44  # per ray
+    samples: int = 46  # per ray
     steps: int = 160  # of the march that places them
     padding: float = 0.5  # of a ray's mass 1: spread evenly over the steps, so that no place is out of reach
     resolution: int = 384  # of the baked grid, cells along an axis
