@@ -118,6 +118,26 @@ __device__ __forceinline__ void store_four(const Vec3 (&v)[4], const Row& row, i
   }
 }
 
+// store_four for whole rows by all lanes of a group at once, lane l with i = base + 4 l: through `tile`, the
+// group's own 12 kLanes numbers, so that each store fills sectors side by side. All lanes of the warp must
+// come, equally often.
+template <int kLanes>
+__device__ __forceinline__ void store_fours(const Vec3 (&v)[4], const WholeRow& row, int base, real* tile,
+                                            real* to) {
+  const int me = lane_in_group<kLanes>();
+  float4* staged = reinterpret_cast<float4*>(tile);
+  staged[3 * me] = make_float4(v[0].x, v[0].y, v[0].z, v[1].x);
+  staged[3 * me + 1] = make_float4(v[1].y, v[1].z, v[2].x, v[2].y);
+  staged[3 * me + 2] = make_float4(v[2].z, v[3].x, v[3].y, v[3].z);
+  __syncwarp();
+  float4* at = reinterpret_cast<float4*>(to + 3 * (row.first + base));
+  const int left = 3 * (row.end - base) / 4;
+#pragma unroll
+  for (int j = 0; j < 3; ++j)
+    if (j * kLanes + me < left) at[j * kLanes + me] = staged[j * kLanes + me];
+  __syncwarp();
+}
+
 // The first of a ray's edges, of which there is one more than samples. A ray past the last gets those of the
 // first: its lanes take part in what they do not need.
 template <class Rays>

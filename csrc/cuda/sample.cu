@@ -70,21 +70,31 @@ constexpr int kNotAtAll = -1;
 template <int kLanes, int kNorm, class Rays>
 __global__ void __launch_bounds__(kThreads)
     positions_forward_kernel(Rays rays, const real* origins, const real* directions, const real* t, real* x) {
-  const int64_t ray = item() / kLanes;
-  if (ray >= rays.count) return;
+  const int64_t ray = item() / kLanes, mine = ray < rays.count ? ray : 0;
   const auto row = rays.row(ray);
-  const Vec3 o = load3(origins, ray), d = load3(directions, ray);
+  const Vec3 o = load3(origins, mine), d = load3(directions, mine);
   const real* edges = edges_of(rays, ray, t);
-  for (int i = 4 * lane_in_group<kLanes>(); i < row.end; i += 4 * kLanes) {
+  const auto place = [&](int i, Vec3(&found)[4]) {
     real middle[4];
-    Vec3 found[4];
     middles(edges, row, i, middle);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const Vec3 at = o + middle[j] * d;
       found[j] = kNorm == kNotAtAll ? at : contract_unit(kNorm, at);
     }
-    store_four(found, row, i, x);
+  };
+  Vec3 found[4];
+  if constexpr (std::is_same_v<Rays, WholeRays>) {
+    __shared__ __align__(16) real tiles[kThreads / kLanes][12 * kLanes];
+    for (int base = 0; base < rays.samples; base += 4 * kLanes) {  // past the last ray, too: all must come
+      place(base + 4 * lane_in_group<kLanes>(), found);
+      store_fours<kLanes>(found, row, base, tiles[threadIdx.x / kLanes], x);
+    }
+  } else {
+    for (int i = 4 * lane_in_group<kLanes>(); i < row.end; i += 4 * kLanes) {
+      place(i, found);
+      store_four(found, row, i, x);
+    }
   }
 }
 

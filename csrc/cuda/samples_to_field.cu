@@ -65,16 +65,20 @@ __global__ void __launch_bounds__(kRayThreads)
       varies |= c >= 0 && last < 0;
     }
     Few<T, N>* to = reinterpret_cast<Few<T, N>*>(x + first * w.width) + pack;
-#pragma unroll 2
-    for (int s = row; s < w.samples; s += together) {
-      Few<T, N> values;
+    constexpr int kAhead = N == 1 ? 8 : 2;  // loads under way at once
+    for (int s = row; s < w.samples; s += kAhead * together) {
+      Few<T, N> values[kAhead];
 #pragma unroll
-      for (int k = 0; k < N; ++k) {
-        const int c = pack * N + k - kHarmonics;
-        const bool own = varies && c >= 0 && c < w.geometry;
-        values.of[k] = saturated<T>(own ? __ldg(rows + int64_t{s} * channels + 1 + c) : kept[k]);
-      }
-      to[int64_t{s} * packs] = values;
+      for (int j = 0; j < kAhead; ++j)
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+          const int c = pack * N + k - kHarmonics, at = s + j * together;
+          const bool own = varies && c >= 0 && c < w.geometry && at < w.samples;
+          values[j].of[k] = saturated<T>(own ? __ldg(rows + int64_t{at} * channels + 1 + c) : kept[k]);
+        }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j)
+        if (s + j * together < w.samples) to[int64_t{s + j * together} * packs] = values[j];
     }
   }
 }
@@ -172,11 +176,21 @@ __global__ void __launch_bounds__(kRayThreads)
     row[to.sine] = saturated<T>(at.sine), row[to.cosine] = saturated<T>(at.cosine);
   }
   const int rest = width - waves;
-  for (int i = lane(); i < samples * rest; i += 32) {
-    const int s = i / rest, c = i % rest;
-    const int64_t row = ray * samples + s;
-    x.data[row * width + waves + c] =
-        saturated<T>(c < channels - 1 ? h.data[row * channels + 1 + c] : real(1));
+  constexpr int kAhead = 4;  // loads under way at once
+  for (int begin = lane(); begin < samples * rest; begin += 32 * kAhead) {
+    real values[kAhead];
+    T* to[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const int i = begin + 32 * j, s = i / rest, c = i % rest;
+      const int64_t row = ray * samples + s;
+      const bool own = s < samples && c < channels - 1;
+      to[j] = s < samples ? x.data + row * width + waves + c : nullptr;
+      values[j] = own ? __ldg(h.data + row * channels + 1 + c) : real(1);
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j)
+      if (to[j]) *to[j] = saturated<T>(values[j]);
   }
 }
 
