@@ -189,10 +189,14 @@ def peaks(work: Callable[[], object], device: torch.device) -> dict[str, Any]:
 
 
 def overhead(session: Session) -> None:
-    from bench.overhead import calls, laps_us
+    from bench.overhead import ROUNDS, calls, lap_us
 
     rows = calls(session.device)
-    session.each("overhead", rows, lambda call: spread("call_us", laps_us(call, session.device)))
+    session.each(
+        "overhead",
+        rows,
+        lambda call: spread("call_us", [lap_us(call, session.device) for _ in range(ROUNDS)]),
+    )
 
 
 def build(session: Session) -> None:

@@ -6,6 +6,7 @@ python -m bench.overhead [--device cpu] [--record]
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 
@@ -15,20 +16,19 @@ from bench import record
 from raymarch import _C
 from raymarch.ops.weights import weights
 
-CALLS, ROUNDS = 500, 25
+CALLS, ROUNDS = 200, 60
+RATIOS = {"op_over_mul": ("op", "mul"), "both_ways_over_mul": ("op_and_backward", "mul_and_backward")}
 
 
-def laps_us(call: Callable[[], object], device: torch.device) -> list[float]:
-    """Microseconds of a call, of each round."""
-    laps = []
-    for _ in range(ROUNDS):
-        begin = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        laps.append(1e6 * (time.perf_counter() - begin) / CALLS)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    return laps
+def lap_us(call: Callable[[], object], device: torch.device) -> float:
+    """Microseconds of a call, of many in a row."""
+    begin = time.perf_counter()
+    for _ in range(CALLS):
+        call()
+    lap = 1e6 * (time.perf_counter() - begin) / CALLS
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return lap
 
 
 def calls(device: torch.device) -> dict[str, Callable[[], object]]:
@@ -46,8 +46,14 @@ def calls(device: torch.device) -> dict[str, Callable[[], object]]:
 
 
 def measure(device: torch.device) -> dict[str, float]:
-    """The best of many rounds: what a call costs when nothing interferes."""
-    return {f"{name}_us": min(laps_us(call, device)) for name, call in calls(device).items()}
+    """The best of many rounds: what a call costs when nothing interferes. Every round times every call, and a
+    ratio is the median of the rounds' own, so that a busy moment of the host slows both of its sides."""
+    made = calls(device)
+    rounds = [{name: lap_us(call, device) for name, call in made.items()} for _ in range(ROUNDS)]
+    found = {f"{name}_us": min(laps[name] for laps in rounds) for name in made}
+    for name, (ours, theirs) in RATIOS.items():
+        found[name] = statistics.median(laps[ours] / laps[theirs] for laps in rounds)
+    return found
 
 
 def main() -> None:
@@ -56,8 +62,8 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="merge the figures into bench/results")
     args = parser.parse_args()
     found = measure(torch.device(args.device))
-    for name, us in found.items():
-        print(f"{name:20} {us:7.2f}")
+    for name, value in found.items():
+        print(f"{name:20} {value:7.2f}")
     if args.record:
         record.merge(
             "checks", {f"overhead_{args.device}": found}, f"python -m bench.overhead --device {args.device}"
